@@ -1,0 +1,68 @@
+"""The SDS engine: serves the data port, applies, replicates, locks ranges, syncs. One shard = one thread."""
+
+from typing import Any
+
+from datapath.blockfile import BlockDevice
+
+class Target:
+    """One shard of an SDS.
+
+    Every method may be called from one thread only (the trio thread); none blocks on IO except ``start`` and ``stop``.
+    Commands take effect in the order given. What the engine has to say arrives through ``events``.
+    """
+
+    event_fd: int
+    """Readable (eventfd) when ``events`` has something."""
+
+    def __init__(self, sds_id: int, incarnation: int, durable_incarnation: int, *, io_threads: int = 2) -> None: ...
+    def add_device(self, device: BlockDevice) -> None:
+        """Before ``start``: the engine indexes its slots and owns it from now on."""
+    def start(self) -> None: ...
+    def stop(self, *, checkpoint: bool = True) -> None:
+        """Answers what is in flight where it can, checkpoints, joins the thread (blocking: call it in a worker thread)."""
+    def events(self) -> list[tuple[Any, ...]]:
+        """What happened since the last call, in order:
+
+        - ``("capability", conn_id, request_id, volume_id, token: bytes)``: answer with ``grant`` or ``refuse``
+        - ``("map_miss", volume_id, segment_index)``: answer with ``set_segment`` (asked once until it is answered)
+        - ``("volume_miss", volume_id)``: answer with ``set_volume`` or ``drop_volume``
+        - ``("client_closed", conn_id, sdc_id, reason: str)``, ``("peer_closed", conn_id, sds_id, outgoing: bool, reason: str)``
+        - ``("peer_synced", sds_id, chunks, blocks_pulled, blocks_pushed)``: the pair agrees, chunks of the pair serve
+        - ``("device_failed", device_index, errno, message: str)``
+        - ``("checkpoint", generation, chunks, seconds)``
+        - ``("verified", token, present: bool, tags: bytes, bad: bytes)``: 1024 tags of 16 bytes, 128 bytes of bad bits
+        - ``("purged", volume_id)``
+        - ``("no_space", volume_id, chunk_index)``
+        - ``("repair_needed", volume_id, chunk_index, block, reason: str)``: a stored block does not match its tag
+        - ``("stopped",)``
+        """
+    def add_client(self, fd: int, sdc_id: int, incarnation: int) -> int:
+        """Hands over an authenticated socket of an SDC (the engine owns fd); older sessions of that SDC are closed first."""
+    def add_peer(self, fd: int, sds_id: int, incarnation: int, *, outgoing: bool) -> int:
+        """An authenticated socket to another SDS: outgoing = we are the primary's side (we replicate on it)."""
+    def close_conn(self, conn_id: int) -> None: ...
+    def grant(self, conn_id: int, request_id: int, volume_id: int, *, write: bool, expires_boot_ns: int) -> None:
+        """Accepts a capability: IO for the volume is served on the connection until CLOCK_BOOTTIME expires_boot_ns."""
+    def refuse(self, conn_id: int, request_id: int, volume_id: int, status: int) -> None: ...
+    def revoke(self, volume_id: int, sdc_id: int) -> None:
+        """At once: no request of that SDC for the volume that has not yet been applied is applied any more."""
+    def set_volume(self, volume_id: int, size_bytes: int, *, commit: bool, thick: bool) -> None: ...
+    def drop_volume(self, volume_id: int) -> None:
+        """The volume does not exist (any more): its requests get NO_VOLUME."""
+    def purge_volume(self, volume_id: int) -> None:
+        """Drop it and give all its slots back; ends with a ``purged`` event."""
+    def set_segment(self, volume_id: int, segment_index: int, entries: bytes) -> None:
+        """The map of 1024 chunks: 12 bytes each, ``<IHHHH``: epoch, primary, secondary, learner, flags (0)."""
+    def set_reserved(self, slots: int) -> None:
+        """Slots promised to thick volumes on this SDS in all (used ones included): thin allocations leave room for the rest."""
+    def checkpoint(self) -> None: ...
+    def verify(self, token: int, volume_id: int, chunk_index: int) -> None: ...
+    def stats(self) -> dict[str, Any]:
+        """Counters since start and gauges, read without stopping the engine:
+
+        ``slots_total slots_used slots_free slots_reserved clients peers queue_depth``,
+        ``read_ops read_bytes read_ns write_ops write_bytes write_ns replicate_ops replicate_bytes flush_ops flush_ns``,
+        ``discard_ops reads_inline reads_pooled checksum_errors journal_commits checkpoints bad_frames buffer_bytes``,
+        ``read_histogram write_histogram`` (lists, see histogram.pxd),
+        ``volumes``: ``{volume_id: (chunks, blocks, primary_chunks, primary_blocks)}`` allocated here.
+        """

@@ -1,0 +1,1 @@
+"""The control plane: metadata, placement, membership, the REST API."""
