@@ -36,7 +36,8 @@ cdef inline Buf* buf_ref(Buf* b) noexcept nogil:
 
 # -- connections
 cdef enum:
-    OUT_SEGMENTS = 2048              # a power of two
+    OUT_SEGMENTS_FIRST = 256         # a power of two; the queue doubles when it is full
+    OUT_SEGMENTS_MAX = 65536
 
 cdef struct Segment:
     char* data
@@ -60,7 +61,8 @@ cdef struct Conn:
     uint32_t body_have
     Header body_header
     # output
-    Segment* out
+    Segment* out                     # a ring of out_capacity segments
+    uint32_t out_capacity
     uint32_t out_head
     uint32_t out_tail
     Buf* tail_buf
