@@ -406,6 +406,19 @@ cdef preallocate(int fd, uint64_t size, file):
         raise OSError(errno, f"cannot preallocate {size} bytes: {os.strerror(errno)}", file)
 
 
+cdef write_free_entries(int fd, uint64_t slot_count, file):
+    cdef SlotEntry[1024] entries
+    cdef uint64_t first
+    cdef uint32_t i, count
+    for first in range(0, slot_count, 1024):
+        count = <uint32_t>min(<uint64_t>1024, slot_count - first)
+        memset(entries, 0, sizeof(entries))
+        for i in range(count):
+            entries[i].slot = <uint32_t>(first + i)
+            entries[i].crc = crc32c(0, &entries[i], SLOT_ENTRY_SIZE - 4)
+        raise_errno(write_all(fd, entries, count * SLOT_ENTRY_SIZE, first * SLOT_ENTRY_SIZE), file)
+
+
 cdef make_files(path, const Superblock* s):
     """Everything but the superblock, durable. The file system must be able to preallocate and to punch holes."""
     cdef JournalHeader header
@@ -417,6 +430,8 @@ cdef make_files(path, const Superblock* s):
             os.ftruncate(fd, size)
             if name in ("slots", "journal"):
                 preallocate(fd, size, file)
+            if name == "slots":
+                write_free_entries(fd, s.slot_count, file)
             if name == "journal":
                 journal_header_make(&header, s.journal_generation, s.device_id)
                 os.pwrite(fd, (<char*>&header)[:sizeof(JournalHeader)],
