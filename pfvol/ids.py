@@ -64,10 +64,9 @@ def parse_id(text: str, kind: Kind, cluster_id: bytes) -> int:
     if not is_id(text):
         raise InvalidError(f"{text!r} is not an id: 16 hex digits")
     text = text.lower()
-    found = int(text[:2], 16)
-    if found != kind:
-        other = Kind(found).noun if found in Kind else "nothing this version knows"
-        raise NotFoundError(f"{text} is the id of a {other}, not of a {kind.noun}", id=text)
+    if int(text[:2], 16) != kind:
+        other = next((k.noun for k in Kind if text.startswith(f"{k:02x}")), "kind unknown here")
+        raise NotFoundError(f"{text} is not the id of a {kind.noun} ({other})", id=text)
     if text[2:8] != cluster_id[:SALT_BYTES].hex():
         raise NotFoundError(f"{kind.noun} {text} belongs to another cluster", id=text)
     return int(text[8:], 16)
