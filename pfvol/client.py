@@ -18,7 +18,6 @@ from pfvol.constants import API_PORT_DEFAULT, CONNECT_TIMEOUT_SECONDS
 from pfvol.errors import (
     ConfigError,
     Error,
-    InternalError,
     InvalidError,
     ProtocolError,
     TimedOutError,
@@ -107,7 +106,7 @@ def _endpoint_of_config(path: Path, token: str | None) -> Endpoint:
     host = address.rpartition(":")[0] or "127.0.0.1"
     if token is None and "data_dir" in node:
         with contextlib.suppress(OSError):
-            token = (Path(str(node["data_dir"])) / TOKEN_FILE).read_text().strip()
+            token = (Path(str(node["data_dir"])) / str(node.get("name", "")) / TOKEN_FILE).read_text().strip()
     return Endpoint(api_url(f"{host}:{mdm.get('api_port', API_PORT_DEFAULT)}"), token)
 
 
@@ -117,7 +116,9 @@ def error_of(status: int, body: Any) -> Error:
         return ProtocolError(f"the API answered {status} without saying why; is it pfvol that listens there?")
     details = body.get("details")
     if status == 401:
-        return UnauthorizedError(f"{body.get('detail')}; {TOKEN_HINT}", **(details if isinstance(details, dict) else {}))
+        return UnauthorizedError(
+            f"{body.get('detail')}; {TOKEN_HINT}", **(details if isinstance(details, dict) else {})
+        )
     if status == 422:
         return InvalidError(str(body.get("detail")), **(details if isinstance(details, dict) else {}))
     return Error.from_wire({"code": body["code"], "message": body.get("detail", body.get("title")), "details": details})

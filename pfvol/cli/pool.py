@@ -13,13 +13,12 @@ from pfvol.cli.context import (
     PdOption,
     PoolArgument,
     noun,
-    path_of,
     settings,
     size_bytes,
 )
 from pfvol.cli.output import field, size
 from pfvol.errors import InvalidError
-from pfvol.ids import Kind
+from pfvol.ids import Noun, route
 
 app = noun("Storage pools.")
 
@@ -131,7 +130,7 @@ def show(ctx: typer.Context, pool: PoolArgument) -> None:
     """Show one pool."""
     cli = settings(ctx)
     with cli.client() as api:
-        cli.out.detail(api.get(path_of(Kind.POOL, pool)), DETAIL)
+        cli.out.detail(api.get(route(Noun.POOL, pool)), DETAIL)
 
 
 @app.command("health")
@@ -139,7 +138,7 @@ def health(ctx: typer.Context, pool: PoolArgument) -> None:
     """Show why a pool is healthy or not."""
     cli = settings(ctx)
     with cli.client() as api:
-        cli.out.detail(api.get(path_of(Kind.POOL, pool, "health")), HEALTH)
+        cli.out.detail(api.get(route(Noun.POOL, pool, "health")), HEALTH)
 
 
 @app.command("set")
@@ -166,7 +165,7 @@ def set_(
     if all(value is None for value in changes.values()):
         raise InvalidError("nothing to change: give at least one option (`pfvol pool set --help`)")
     with cli.client() as api:
-        row = api.patch(path_of(Kind.POOL, pool), changes)
+        row = api.patch(route(Noun.POOL, pool), changes)
     cli.out.done(row, f"pool {pool} changed")
 
 
@@ -175,5 +174,5 @@ def delete(ctx: typer.Context, pool: PoolArgument) -> None:
     """Delete a pool that has no volumes."""
     cli = settings(ctx)
     with cli.client() as api:
-        row = api.delete(path_of(Kind.POOL, pool))
+        row = api.delete(route(Noun.POOL, pool))
     cli.out.done(row, f"pool {pool} deleted")

@@ -13,12 +13,11 @@ from pfvol.cli.context import (
     PdOption,
     SdsArgument,
     noun,
-    path_of,
     settings,
     size_bytes,
 )
 from pfvol.cli.output import field, size
-from pfvol.ids import Kind
+from pfvol.ids import Noun, route
 
 app = noun("Storage servers.")
 
@@ -94,7 +93,7 @@ def show(ctx: typer.Context, sds: SdsArgument) -> None:
     """Show one SDS."""
     cli = settings(ctx)
     with cli.client() as api:
-        cli.out.detail(api.get(path_of(Kind.SDS, sds)), DETAIL)
+        cli.out.detail(api.get(route(Noun.SDS, sds)), DETAIL)
 
 
 @app.command("remove")
@@ -102,5 +101,5 @@ def remove(ctx: typer.Context, sds: SdsArgument) -> None:
     """Remove an SDS that holds no copies."""
     cli = settings(ctx)
     with cli.client() as api:
-        row = api.delete(path_of(Kind.SDS, sds))
+        row = api.delete(route(Noun.SDS, sds))
     cli.out.done(row, f"SDS {sds} removed")
