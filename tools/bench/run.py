@@ -22,6 +22,7 @@ from pfvol import __version__, localcluster
 from tools.bench import layers, matrix
 
 GIB = 1024**3
+HEADINGS = "row                 value           p50 us    p99 us  CPU us/IO  cores  spread"
 
 
 def main() -> int:
@@ -32,9 +33,7 @@ def main() -> int:
     results: dict[str, Any] = {"about": about(arguments), "matrix": [], "layers": []}
     if not arguments.layers_only:
         with measured_file(arguments) as file:
-            print(
-                f"{'row':<14} {'value':>10} {'':<5} {'p50 us':>9} {'p99 us':>9} {'CPU us/IO':>10} {'cores':>6} {'spread':>7}"
-            )
+            print(HEADINGS)
             found = matrix.measure(
                 file,
                 arguments.size,

@@ -1,7 +1,7 @@
 """The demonstration: the embedded cluster in a directory of its own, a mount, data in and out, and nothing left behind.
 
-Each step prints the command that it runs, so that what is seen can be typed. It stops at the first thing that is not as it
-must be, cleans up, and ends with a failure.
+Each step prints the command that it runs, so that what is seen can be typed. It stops at the first thing that is not
+as it must be, cleans up, and ends with a failure.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Fuzzes what reads frames: the header's checks, and the framing of a connection.
 
-Two claims are tried. A header that passes the checks keeps every bound that the engines rely on, recomputed here from the
-protocol's description. And a stream of frames, cut into pieces of any size, arrives as exactly the frames that were sent, up
-to the first damaged header, which closes the connection.
+Two claims are tried. A header that passes the checks keeps every bound that the engines rely on, recomputed here from
+the protocol's description. And a stream of frames, cut into pieces of any size, arrives as exactly the frames that were
+sent, up to the first damaged header, which closes the connection.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def check_bounds(header: bytes) -> bool:
 
 
 def run_stream(rng: random.Random) -> tuple[int, bool]:
-    """Frames through a socket, maybe with a damaged one among them; returns how many arrived, and whether it was closed."""
+    """Frames through a socket, maybe with a damaged one at the end: how many arrived, and whether it was closed."""
     sent = [good_frame(rng) for _ in range(rng.randint(1, FRAMES_PER_STREAM_MAX))]
     damaged = None
     stream = b"".join(header + body for header, body in sent)

@@ -1,7 +1,7 @@
 """Runs every ``fuzz_*.py`` beside it for some minutes, at the same time, and fails if one of them does.
 
-Each program takes ``--seconds`` and ``--seed``, prints one summary line, and on a finding ends with another exit code than 0.
-What it takes to see a finding again is printed as a command.
+Each program takes ``--seconds`` and ``--seed``, prints one summary line, and on a finding ends with another exit code
+than 0. What it takes to see a finding again is printed as a command.
 """
 
 from __future__ import annotations
