@@ -42,7 +42,7 @@ class Settings:
             data_dir=self.data_dir,
             config=self.config,
         )
-        return Client(*endpoint) if timeout_seconds is None else Client(*endpoint, timeout_seconds=timeout_seconds)
+        return Client(endpoint) if timeout_seconds is None else Client(endpoint, timeout_seconds=timeout_seconds)
 
 
 def settings(ctx: typer.Context) -> Settings:

@@ -25,7 +25,7 @@ def create(ctx: typer.Context, pd: PdArgument, name: NameArgument) -> None:
     """Create a fault set."""
     cli = settings(ctx)
     with cli.client() as api:
-        row = api.post("/fault-set/create", {"pd_id": pd, "name": name})
+        row = api.post("/fault-set/create", pd_id=pd, name=name)
     cli.out.created(row, f"fault set {name} created")
 
 
@@ -34,7 +34,7 @@ def list_(ctx: typer.Context, pd: PdOption = None) -> None:
     """List the fault sets."""
     cli = settings(ctx)
     with cli.client() as api:
-        cli.out.table(api.get("/fault-set/list", {"pd_id": pd}), LIST)
+        cli.out.table(api.get("/fault-set/list", pd_id=pd), LIST)
 
 
 @app.command("show")

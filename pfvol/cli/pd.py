@@ -41,7 +41,7 @@ def create(
     """Create a protection domain."""
     cli = settings(ctx)
     with cli.client() as api:
-        row = api.post("/pd/create", {"name": name, "description": description})
+        row = api.post("/pd/create", name=name, description=description)
     cli.out.created(row, f"protection domain {name} created")
 
 
@@ -70,5 +70,5 @@ def delete(
     """Delete a protection domain."""
     cli = settings(ctx)
     with cli.client() as api:
-        row = api.delete(route(Noun.PROTECTION_DOMAIN, pd), {"cascade": cascade})
+        row = api.delete(route(Noun.PROTECTION_DOMAIN, pd), cascade=cascade)
     cli.out.done(row, f"protection domain {pd} deleted")

@@ -103,16 +103,14 @@ def create(
     with cli.client() as api:
         row = api.post(
             "/pool/create",
-            {
-                "pd_id": pd,
-                "name": name,
-                "capacity_bytes": capacity_bytes,
-                "policy": policy,
-                "rebuild_rate_limit_mbps": rebuild_rate_limit,
-                "rebuild_delay_seconds": rebuild_delay,
-                "spare_percent": spare_percent,
-                "durability": durability,
-            },
+            pd_id=pd,
+            name=name,
+            capacity_bytes=capacity_bytes,
+            policy=policy,
+            rebuild_rate_limit_mbps=rebuild_rate_limit,
+            rebuild_delay_seconds=rebuild_delay,
+            spare_percent=spare_percent,
+            durability=durability,
         )
     cli.out.created(row, f"pool {name} created")
 
@@ -122,7 +120,7 @@ def list_(ctx: typer.Context, pd: PdOption = None) -> None:
     """List the pools."""
     cli = settings(ctx)
     with cli.client() as api:
-        cli.out.table(api.get("/pool/list", {"pd_id": pd}), LIST)
+        cli.out.table(api.get("/pool/list", pd_id=pd), LIST)
 
 
 @app.command("show")
@@ -165,7 +163,7 @@ def set_(
     if all(value is None for value in changes.values()):
         raise InvalidError("nothing to change: give at least one option (`pfvol pool set --help`)")
     with cli.client() as api:
-        row = api.patch(route(Noun.POOL, pool), changes)
+        row = api.patch(route(Noun.POOL, pool), **changes)
     cli.out.done(row, f"pool {pool} changed")
 
 

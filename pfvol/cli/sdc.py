@@ -45,7 +45,7 @@ def add(
     """Add an SDC, so that volumes can be mapped to it before its first mount."""
     cli = settings(ctx)
     with cli.client() as api:
-        row = api.post("/sdc/add", {"name": name, "ip": ip})
+        row = api.post("/sdc/add", name=name, ip=ip)
     cli.out.created(row, f"SDC {name} added")
 
 

@@ -68,14 +68,12 @@ def add(
     with cli.client() as api:
         row = api.post(
             "/sds/add",
-            {
-                "pd_id": pd,
-                "name": name,
-                "capacity_bytes": capacity_bytes,
-                "fault_set_id": fault_set,
-                "ip": ip,
-                "devices": None if devices is None else [path.strip() for path in devices.split(",") if path.strip()],
-            },
+            pd_id=pd,
+            name=name,
+            capacity_bytes=capacity_bytes,
+            fault_set_id=fault_set,
+            ip=ip,
+            devices=None if devices is None else [path.strip() for path in devices.split(",") if path.strip()],
         )
     cli.out.created(row, f"SDS {name} added; start a node of that name with the sds capability")
 
@@ -85,7 +83,7 @@ def list_(ctx: typer.Context, pd: PdOption = None) -> None:
     """List the SDSs."""
     cli = settings(ctx)
     with cli.client() as api:
-        cli.out.table(api.get("/sds/list", {"pd_id": pd}), LIST)
+        cli.out.table(api.get("/sds/list", pd_id=pd), LIST)
 
 
 @app.command("show")

@@ -103,7 +103,7 @@ def create(
         "provisioning": "thick" if thick else "thin",
     }
     with cli.client() as api:
-        row = api.post("/vol/create", body)
+        row = api.post("/vol/create", **body)
     cli.out.created(row, f"{row['provisioning']} volume {name} created")
 
 
@@ -115,7 +115,7 @@ def list_(
     """List the volumes."""
     cli = settings(ctx)
     with cli.client() as api:
-        cli.out.table(api.get("/vol/list", {"pool_id": pool}), LIST)
+        cli.out.table(api.get("/vol/list", pool_id=pool), LIST)
 
 
 @app.command("show")
@@ -141,7 +141,7 @@ def _all_chunks(api: Client, volume: Row) -> list[Any]:
     found: list[Any] = []
     while len(found) < volume["chunk_count"]:
         page = {"first": len(found), "count": CHUNKS_PER_REQUEST}
-        more = api.get(route(Noun.VOLUME, volume["id"], "chunks"), page)
+        more = api.get(route(Noun.VOLUME, volume["id"], "chunks"), **page)
         if not more:
             break
         found += more
@@ -171,7 +171,7 @@ def map_(
         "bandwidth_limit_mbps": bandwidth_limit,
     }
     with cli.client() as api:
-        row = api.post("/vol/map", body)
+        row = api.post("/vol/map", **body)
     cli.out.done(row, f"volume {vol} mapped to {sdc}{' read-only' if ro else ''}")
 
 
@@ -180,7 +180,7 @@ def unmap(ctx: typer.Context, vol: VolumeArgument, sdc: SdcArgument) -> None:
     """Unmap a volume from an SDC; answered when no server accepts its IO any more."""
     cli = settings(ctx)
     with cli.client() as api:
-        row = api.post("/vol/unmap", {"volume_id": vol, "sdc_id": sdc})
+        row = api.post("/vol/unmap", volume_id=vol, sdc_id=sdc)
     cli.out.done(row, f"volume {vol} unmapped from {sdc}")
 
 
@@ -199,7 +199,7 @@ def extend(
         raise InvalidError("give either ADDITIONAL or --to SIZE")
     change = {"additional_bytes": size_bytes(additional)} if additional else {"new_size_bytes": size_bytes(to or "")}
     with cli.client() as api:
-        row = api.post("/vol/extend", {"volume_id": vol, **change})
+        row = api.post("/vol/extend", volume_id=vol, **change)
     cli.out.done(row, f"volume {vol} is now {row['size_bytes']} bytes")
 
 
