@@ -308,7 +308,7 @@ def _load(data_dir: Path, *, missing_ok: bool = False) -> Document | None:
             return None
         raise NotFoundError(f"no cluster in {data_dir}: pfvol cluster up makes one") from None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; choose another --data-dir") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error}): restore it or choose another --data-dir") from error
     _check_document(path, document)
