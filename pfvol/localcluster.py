@@ -5,6 +5,7 @@ Owns a data directory::
     cluster.json       what there is: nodes, ports, processes and what ``up`` needs to come back
     secret             the cluster secret (0600)
     lock               held while a command changes any of this
+    mounts/            who has mounted from it (``pfvol.sdc.records``)
     NODE/node.toml     the node's configuration
     NODE/log           its output; everything else in NODE/ is the node's
 
@@ -44,6 +45,7 @@ from pfvol.errors import (
     TimedOutError,
     UnreachableError,
 )
+from pfvol.sdc import records
 
 Document = dict[str, Any]
 
@@ -181,13 +183,7 @@ def kill_node(data_dir: Path, name: str | None = None) -> Document:
 
 def mounts_of(data_dir: Path) -> list[str]:
     """Mountpoints, on this machine, of the SDCs that use the cluster of ``data_dir``."""
-    found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        kind, source = right.split(" ")[:2]
-        if kind == "fuse.pfvol" and unescape(source) == f"pfvol:{data_dir.absolute()}":
-            found.append(unescape(left.split(" ")[4]))
-    return found
+    return [record.mountpoint for record in records.live(data_dir.absolute())]
 
 
 # -- the shape
@@ -288,7 +284,7 @@ def _ports(node: Document) -> list[int]:
 def _make_data_dir(data_dir: Path) -> None:
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        strange = sorted(set(os.listdir(data_dir)) - {"lock", "secret"})
+        strange = sorted(set(os.listdir(data_dir)) - {"lock", "secret", "mounts"})
     except OSError as error:
         raise ConfigError(f"{data_dir} cannot be used as a data directory: {error.strerror}") from error
     if strange:
@@ -604,7 +600,3 @@ def _poll(condition: Callable[[], bool], timeout_seconds: float, error: Callable
             raise error()
         time.sleep(POLL_SECONDS)
 
-
-def unescape(field: str) -> str:
-    """A field of mountinfo: blanks and backslashes come as octal."""
-    return field.encode().decode("unicode_escape").encode("latin-1").decode(errors="replace")
