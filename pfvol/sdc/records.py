@@ -112,6 +112,8 @@ def stop_embedded_cluster(data_dir: Path) -> bool:
     """Stops the cluster if a mount started it and no mount is left; True if it did."""
     from pfvol import localcluster  # Imported here: the REST client takes memory, and the daemon needs it only to end.
 
+    if not embedded_mark(data_dir).exists():
+        return False
     with locked(data_dir):
         if not embedded_mark(data_dir).exists() or live(data_dir):
             return False
