@@ -599,4 +599,3 @@ def _poll(condition: Callable[[], bool], timeout_seconds: float, error: Callable
         if time.monotonic() > deadline:
             raise error()
         time.sleep(POLL_SECONDS)
-
