@@ -33,7 +33,7 @@ from typing import Any
 
 import pfvol
 from pfvol import childprocess
-from pfvol.client import Client
+from pfvol.client import Client, Endpoint
 from pfvol.constants import DEVICE_SIZE_BYTES_DEFAULT, DEVICES_PER_SDS_DEFAULT, NAME_LENGTH_MAX, STATE_VERSION
 from pfvol.errors import (
     ConfigError,
@@ -502,7 +502,7 @@ def _forget_processes(document: Document, nodes: Sequence[Document]) -> None:
 
 
 def _client(document: Document) -> Client:
-    return Client(document["api"], document["token"])
+    return Client(Endpoint(document["api"], document["token"]))
 
 
 def _await_mdm(document: Document, node: Document) -> None:
@@ -524,25 +524,25 @@ def _provision(document: Document, nodes: Sequence[Document]) -> None:
 
     When an SDS was added the pool grows to all there is: half of it, as each byte is kept twice.
     """
-    pd = {"pd_id": PROTECTION_DOMAIN}
+    pd = PROTECTION_DOMAIN
     with _client(document) as client:
-        if PROTECTION_DOMAIN not in _names(client, "/pd/list"):
-            client.post("/pd/create", {"name": PROTECTION_DOMAIN})
+        if pd not in _names(client, "/pd/list"):
+            client.post("/pd/create", name=pd)
         there = _names(client, "/fault-set/list")
         for name in sorted({node["fault_set"] for node in nodes if node["fault_set"]} - there):
-            client.post("/fault-set/create", pd | {"name": name})
+            client.post("/fault-set/create", pd_id=pd, name=name)
         there = _names(client, "/sds/list")
         new = [node for node in nodes if node["sds"] not in there]
         capacity_bytes = document["devices"] * document["device_size_bytes"]
         for node in new:
-            body = pd | {"name": node["sds"], "capacity_bytes": capacity_bytes, "fault_set_id": node["fault_set"]}
-            client.post("/sds/add", body)
-        net_bytes = sum(sds["total_capacity_bytes"] for sds in client.get("/sds/list", pd)) // COPIES
-        pools = [pool for pool in client.get("/pool/list", pd) if pool["name"] == POOL]
+            fault_set = node["fault_set"]
+            client.post("/sds/add", pd_id=pd, name=node["sds"], capacity_bytes=capacity_bytes, fault_set_id=fault_set)
+        net_bytes = sum(sds["total_capacity_bytes"] for sds in client.get("/sds/list", pd_id=pd)) // COPIES
+        pools = [pool for pool in client.get("/pool/list", pd_id=pd) if pool["name"] == POOL]
         if not pools:
-            client.post("/pool/create", pd | {"name": POOL, "policy": "two_copies", "capacity_bytes": net_bytes})
+            client.post("/pool/create", pd_id=pd, name=POOL, policy="two_copies", capacity_bytes=net_bytes)
         elif new:
-            client.patch(f"/pool/{pools[0]['id']}", {"capacity_bytes": net_bytes})
+            client.patch(f"/pool/{pools[0]['id']}", capacity_bytes=net_bytes)
 
 
 def _names(client: Client, route: str) -> set[str]:

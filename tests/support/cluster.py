@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pfvol import childprocess, localcluster
-from pfvol.client import Client
+from pfvol.client import Client, Endpoint
 from tests.support.cli import CliResult, run_cli
 
 MIB = 1024**2
@@ -71,7 +71,7 @@ class TestCluster:
     def client(self) -> Client:
         """The REST client (a context manager)."""
         document = self.document
-        return Client(document["api"], document["token"])
+        return Client(Endpoint(document["api"], document["token"]))
 
     def cli(self, *arguments: str | Path, check: bool = True) -> Any:
         """Runs a command with ``--json`` and returns its document; with ``check`` a failure is an AssertionError."""
