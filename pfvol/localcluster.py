@@ -288,7 +288,7 @@ def _ports(node: Document) -> list[int]:
 def _make_data_dir(data_dir: Path) -> None:
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        strange = sorted(set(os.listdir(data_dir)) - {"lock", "secret"})
+        strange = sorted(set(os.listdir(data_dir)) - {"lock", "secret", "mounts"})
     except OSError as error:
         raise ConfigError(f"{data_dir} cannot be used as a data directory: {error.strerror}") from error
     if strange:
