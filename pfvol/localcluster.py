@@ -5,6 +5,7 @@ Owns a data directory::
     cluster.json       what there is: nodes, ports, processes and what ``up`` needs to come back
     secret             the cluster secret (0600)
     lock               held while a command changes any of this
+    mounts/            who has mounted from it (``pfvol.sdc.records``)
     NODE/node.toml     the node's configuration
     NODE/log           its output; everything else in NODE/ is the node's
 
@@ -44,6 +45,7 @@ from pfvol.errors import (
     TimedOutError,
     UnreachableError,
 )
+from pfvol.sdc import records
 
 Document = dict[str, Any]
 
@@ -181,13 +183,7 @@ def kill_node(data_dir: Path, name: str | None = None) -> Document:
 
 def mounts_of(data_dir: Path) -> list[str]:
     """Mountpoints, on this machine, of the SDCs that use the cluster of ``data_dir``."""
-    found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        kind, source = right.split(" ")[:2]
-        if kind == "fuse.pfvol" and unescape(source) == f"pfvol:{data_dir.absolute()}":
-            found.append(unescape(left.split(" ")[4]))
-    return found
+    return [record.mountpoint for record in records.live(data_dir.absolute())]
 
 
 # -- the shape
@@ -308,7 +304,7 @@ def _load(data_dir: Path, *, missing_ok: bool = False) -> Document | None:
             return None
         raise NotFoundError(f"no cluster in {data_dir}: pfvol cluster up makes one") from None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; choose another --data-dir") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error}): restore it or choose another --data-dir") from error
     _check_document(path, document)
@@ -603,8 +599,3 @@ def _poll(condition: Callable[[], bool], timeout_seconds: float, error: Callable
         if time.monotonic() > deadline:
             raise error()
         time.sleep(POLL_SECONDS)
-
-
-def unescape(field: str) -> str:
-    """A field of mountinfo: blanks and backslashes come as octal."""
-    return field.encode().decode("unicode_escape").encode("latin-1").decode(errors="replace")

@@ -14,6 +14,7 @@ from typing import Any
 
 from pfvol import childprocess, localcluster
 from pfvol.client import Client, Endpoint
+from pfvol.sdc.mount import mount_table
 from tests.support.cli import CliResult, run_cli
 
 MIB = 1024**2
@@ -136,7 +137,7 @@ def is_mounted(path: Path) -> bool:
 
 def mountpoints() -> list[str]:
     """All mountpoints of this namespace."""
-    return [localcluster.unescape(line.split(" ")[4]) for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return [entry.mountpoint for entry in mount_table()]
 
 
 def detach(path: Path) -> None:
