@@ -14,7 +14,7 @@ from mdm.api.app import bind, create_app, serve
 from mdm.api.auth import BODY_BYTES_MAX
 from pfvol.client import AsyncClient, Endpoint
 from pfvol.errors import ConfigError, ConflictError, UnauthorizedError
-from tests.api.conftest import TOKEN, Api
+from tests.support.api import TOKEN, Api
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openapi.json"
 
