@@ -126,18 +126,11 @@ async def test_tables(api: Api, pfvol: Cli) -> None:
     assert "3 up" in await pfvol.text("system", "status")
 
 
+VOLUME_TITLES = ["NAME", "ID", "POOL", "STATE", "TYPE", "SIZE", "USED", "MAPPED", "TO"]
+
+
 async def test_empty_tables(pfvol: Cli) -> None:
-    assert (await pfvol.text("vol", "list")).split() == [
-        "NAME",
-        "ID",
-        "POOL",
-        "STATE",
-        "TYPE",
-        "SIZE",
-        "USED",
-        "MAPPED",
-        "TO",
-    ]
+    assert (await pfvol.text("vol", "list")).split() == VOLUME_TITLES
     assert await pfvol.json("vol", "list") == []
 
 
@@ -151,7 +144,7 @@ async def test_empty_tables(pfvol: Cli) -> None:
         (["vol", "list", "--pool", "nopool"], EXIT_NOT_FOUND, "not_found", "nopool"),
         (["vol", "create", "pool", "v1", "1GiB"], EXIT_CONFLICT, "conflict", "v1"),
         (["vol", "delete", "v1"], EXIT_CONFLICT, "conflict", "host"),
-        (["pool", "delete", "pool"], EXIT_CONFLICT, "conflict", "v1"),
+        (["pool", "delete", "pool"], EXIT_CONFLICT, "conflict", "1 volume"),
         (["pd", "delete", "pd"], EXIT_CONFLICT, "conflict", "pd"),
         (["vol", "create", "pool", "v2", "1TiB", "--thick"], EXIT_CAPACITY, "capacity", "pool"),
         (["vol", "extend", "v1", "--to", "1MiB"], None, None, "v1"),
