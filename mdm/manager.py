@@ -165,7 +165,8 @@ class Manager:
     def segment(self, volume_id: int, index: int) -> bytes:
         """The map entries of the ``SEGMENT_CHUNKS`` chunks from ``index * SEGMENT_CHUNKS`` on.
 
-        It always has the full length: zeros after the volume's last chunk. Raises NotFoundError for a volume or segment that is not there.
+        It always has the full length: zeros after the volume's last chunk. Raises NotFoundError for a volume or
+        segment that is not there.
         """
         segments = self._state.maps.get(volume_id)
         if segments is None:
