@@ -21,9 +21,7 @@ FIRST_VOLUME = "vol1"
 FIRST_POOL = "default"
 SECRET_FILE = "secret"
 
-MountpointArgument = Annotated[
-    str, typer.Argument(metavar="MOUNTPOINT", help="A directory.", show_default=False)
-]
+MountpointArgument = Annotated[str, typer.Argument(metavar="MOUNTPOINT", help="A directory.", show_default=False)]
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,12 @@ def _make_first_volume(api: Client, sdc: str) -> None:
     """An embedded cluster without a volume gets one, mapped to its first mount."""
     if api.get("/vol/list"):
         return
-    body = {"pool_id": FIRST_POOL, "name": FIRST_VOLUME, "size_bytes": VOLUME_SIZE_BYTES_DEFAULT, "provisioning": "thin"}
+    body = {
+        "pool_id": FIRST_POOL,
+        "name": FIRST_VOLUME,
+        "size_bytes": VOLUME_SIZE_BYTES_DEFAULT,
+        "provisioning": "thin",
+    }
     volume = api.post("/vol/create", body)
     if sdc not in {row["name"] for row in api.get("/sdc/list")}:
         api.post("/sdc/add", {"name": sdc})

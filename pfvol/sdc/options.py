@@ -16,9 +16,10 @@ IO_DEADLINE_SECONDS_MAX = 24 * 3600.0
 
 # mount(8) hands these over from fstab; they say something to mount(8), systemd or the kernel's VFS, nothing to us.
 _GENERIC = frozenset(
-    "rw defaults auto noauto user nouser users owner group _netdev nofail async sync dirsync lazytime nolazytime "
-    "atime noatime diratime nodiratime relatime norelatime strictatime nostrictatime iversion noiversion silent loud "
-    "mand nomand".split()
+    ("rw", "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev", "nofail", "async")
+).union(
+    ("sync", "dirsync", "lazytime", "nolazytime", "atime", "noatime", "diratime", "nodiratime", "relatime"),
+    ("norelatime", "strictatime", "nostrictatime", "iversion", "noiversion", "silent", "loud", "mand", "nomand"),
 )
 _VFS = {"nodev": ("dev", False), "dev": ("dev", True), "nosuid": ("suid", False), "suid": ("suid", True)}
 _VFS |= {"noexec": ("exec_", False), "exec": ("exec_", True)}
