@@ -22,7 +22,7 @@ cdef struct Device:
     int failed                       # errno that took the device out of service, 0 in service
     bint needs_sync                  # shard: something was written since device_sync_begin
     void* journal                    # journal.pxd: struct Journal
-    void* private                    # blockfile.pyx's own
+    void* own                        # blockfile.pyx's struct Own
 
 # -- shard
 # Gives a slot to the chunk: punches and preallocates nothing but the tags, fills 1024 never-written tags, writes the
@@ -67,5 +67,5 @@ cdef int device_verify_slot(Device* d, uint64_t volume_id, uint32_t chunk_index,
 # A Python object owns the Device; the target borrows the pointer while it runs.
 cdef class BlockDevice:
     cdef Device* device
-    cdef object path
+    cdef readonly object path
     cdef dict __dict__
