@@ -150,6 +150,7 @@ _REFUSALS: Final[dict[int, tuple[type[UnauthorizedError | ConflictError | Unreac
     wire.ST_NOT_AUTHORIZED: (UnauthorizedError, "the SDS refused this node: wrong cluster secret, cluster or SDS"),
     wire.ST_OLD_SESSION: (OldSessionError, "a newer session of this node has been admitted"),
     wire.ST_SHUTTING_DOWN: (UnreachableError, "the SDS is shutting down"),
+    wire.ST_BUSY: (UnreachableError, "the SDS serves as many nodes as it can"),
 }
 
 
@@ -270,10 +271,11 @@ async def _receive(stream: trio.SocketStream, opcode: int, body_bytes: int) -> b
         header = wire.unpack_header(await _receive_exactly(stream, wire.HEADER_SIZE))
     except wire.BadFrameError as error:
         raise ProtocolError(f"a bad frame during the handshake: {error}") from None
-    if header.opcode == wire.OP_WELCOME and opcode in (wire.OP_CHALLENGE, wire.OP_WELCOME):
-        check_welcome(header.status)
-    if header.opcode != opcode or header.body_length != body_bytes:
-        raise ProtocolError(f"opcode {header.opcode} with {header.body_length} bytes came where {opcode} was due")
+    got, size = header["opcode"], header["body_length"]
+    if got == wire.OP_WELCOME and opcode in (wire.OP_CHALLENGE, wire.OP_WELCOME):
+        check_welcome(header["status"])
+    if got != opcode or size != body_bytes:
+        raise ProtocolError(f"opcode {got} with {size} bytes came where {opcode} with {body_bytes} was due")
     return await _receive_exactly(stream, body_bytes)
 
 
