@@ -48,7 +48,8 @@ fuzz: build  ## random and damaged input for MINUTES=10: frames, devices
 	@$(RUN) -m tools.fuzz.run --minutes $(MINUTES)
 
 dist: build  ## wheel and sdist in dist/
-	@$(RUN) -m build --no-isolation --outdir dist . >/dev/null && ls dist
+	@mkdir -p build && $(RUN) -m build --no-isolation --outdir dist . >build/dist.log 2>&1 || { cat build/dist.log; exit 1; }
+	@ls dist
 
 clean:  ## remove what was built (not .venv)
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

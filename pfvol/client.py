@@ -18,7 +18,6 @@ from pfvol.constants import API_PORT_DEFAULT, CONNECT_TIMEOUT_SECONDS
 from pfvol.errors import (
     ConfigError,
     Error,
-    InternalError,
     InvalidError,
     ProtocolError,
     TimedOutError,
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
 
 # An unmap or a delete is answered when every SDS has obeyed; that is bounded by the RPC deadlines, not by this.
 REQUEST_TIMEOUT_SECONDS = 60.0
-Query = Mapping[str, Any]
-Body = Mapping[str, Any]
+Fields = Mapping[str, Any]
 
 CLUSTER_FILE = "cluster.json"
 TOKEN_FILE = "token"
@@ -107,7 +105,7 @@ def _endpoint_of_config(path: Path, token: str | None) -> Endpoint:
     host = address.rpartition(":")[0] or "127.0.0.1"
     if token is None and "data_dir" in node:
         with contextlib.suppress(OSError):
-            token = (Path(str(node["data_dir"])) / TOKEN_FILE).read_text().strip()
+            token = (Path(str(node["data_dir"])) / str(node.get("name", "")) / TOKEN_FILE).read_text().strip()
     return Endpoint(api_url(f"{host}:{mdm.get('api_port', API_PORT_DEFAULT)}"), token)
 
 
@@ -117,7 +115,9 @@ def error_of(status: int, body: Any) -> Error:
         return ProtocolError(f"the API answered {status} without saying why; is it pfvol that listens there?")
     details = body.get("details")
     if status == 401:
-        return UnauthorizedError(f"{body.get('detail')}; {TOKEN_HINT}", **(details if isinstance(details, dict) else {}))
+        return UnauthorizedError(
+            f"{body.get('detail')}; {TOKEN_HINT}", **(details if isinstance(details, dict) else {})
+        )
     if status == 422:
         return InvalidError(str(body.get("detail")), **(details if isinstance(details, dict) else {}))
     return Error.from_wire({"code": body["code"], "message": body.get("detail", body.get("title")), "details": details})
@@ -156,31 +156,31 @@ def _mapped(url: str) -> Iterator[None]:
         ) from error
 
 
-def _options(url: str, token: str | None, timeout_seconds: float) -> dict[str, Any]:
+def _options(endpoint: Endpoint, timeout_seconds: float) -> dict[str, Any]:
     import httpx2
 
     # trust_env off: a proxy of the environment must not see the token, and loopback never goes through one.
     return {
-        "base_url": url,
-        "headers": {"Authorization": f"Bearer {token}"} if token else {},
+        "base_url": endpoint.url,
+        "headers": {"Authorization": f"Bearer {endpoint.token}"} if endpoint.token else {},
         "timeout": httpx2.Timeout(timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS),
         "trust_env": False,
     }
 
 
-def _given(values: Mapping[str, Any] | None) -> dict[str, Any]:
+def _given(values: Fields | None) -> dict[str, Any]:
     return {key: value for key, value in (values or {}).items() if value is not None}
 
 
 class Client:
     """Synchronous; a context manager. What is None is left out of queries and bodies."""
 
-    def __init__(self, url: str, token: str | None = None, *, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS) -> None:
+    def __init__(self, endpoint: Endpoint, *, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS) -> None:
         import httpx2
 
-        self.url = url
-        with _mapped(url):
-            self._http = httpx2.Client(**_options(url, token, timeout_seconds))
+        self.endpoint = endpoint
+        with _mapped(endpoint.url):
+            self._http = httpx2.Client(**_options(endpoint, timeout_seconds))
 
     def __enter__(self) -> Self:
         return self
@@ -188,35 +188,35 @@ class Client:
     def __exit__(self, *_exc: object) -> None:
         self._http.close()
 
-    def request(self, method: str, path: str, *, query: Query | None = None, body: Body | None = None) -> Any:
-        with _mapped(self.url):
+    def request(self, method: str, path: str, *, query: Fields | None = None, body: Fields | None = None) -> Any:
+        with _mapped(self.endpoint.url):
             response = self._http.request(
                 method, path, params=_given(query), json=None if body is None else _given(body)
             )
-        return _result(self.url, response)
+        return _result(self.endpoint.url, response)
 
-    def get(self, path: str, query: Query | None = None) -> Any:
+    def get(self, path: str, **query: Any) -> Any:
         return self.request("GET", path, query=query)
 
-    def post(self, path: str, body: Body | None = None) -> Any:
+    def post(self, path: str, **body: Any) -> Any:
         return self.request("POST", path, body=body)
 
-    def patch(self, path: str, body: Body) -> Any:
+    def patch(self, path: str, **body: Any) -> Any:
         return self.request("PATCH", path, body=body)
 
-    def delete(self, path: str, query: Query | None = None) -> Any:
+    def delete(self, path: str, **query: Any) -> Any:
         return self.request("DELETE", path, query=query)
 
 
 class AsyncClient:
     """``Client`` on trio; an async context manager."""
 
-    def __init__(self, url: str, token: str | None = None, *, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS) -> None:
+    def __init__(self, endpoint: Endpoint, *, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS) -> None:
         import httpx2
 
-        self.url = url
-        with _mapped(url):
-            self._http = httpx2.AsyncClient(**_options(url, token, timeout_seconds))
+        self.endpoint = endpoint
+        with _mapped(endpoint.url):
+            self._http = httpx2.AsyncClient(**_options(endpoint, timeout_seconds))
 
     async def __aenter__(self) -> Self:
         return self
@@ -224,21 +224,21 @@ class AsyncClient:
     async def __aexit__(self, *_exc: object) -> None:
         await self._http.aclose()
 
-    async def request(self, method: str, path: str, *, query: Query | None = None, body: Body | None = None) -> Any:
-        with _mapped(self.url):
+    async def request(self, method: str, path: str, *, query: Fields | None = None, body: Fields | None = None) -> Any:
+        with _mapped(self.endpoint.url):
             response = await self._http.request(
                 method, path, params=_given(query), json=None if body is None else _given(body)
             )
-        return _result(self.url, response)
+        return _result(self.endpoint.url, response)
 
-    async def get(self, path: str, query: Query | None = None) -> Any:
+    async def get(self, path: str, **query: Any) -> Any:
         return await self.request("GET", path, query=query)
 
-    async def post(self, path: str, body: Body | None = None) -> Any:
+    async def post(self, path: str, **body: Any) -> Any:
         return await self.request("POST", path, body=body)
 
-    async def patch(self, path: str, body: Body) -> Any:
+    async def patch(self, path: str, **body: Any) -> Any:
         return await self.request("PATCH", path, body=body)
 
-    async def delete(self, path: str, query: Query | None = None) -> Any:
+    async def delete(self, path: str, **query: Any) -> Any:
         return await self.request("DELETE", path, query=query)

@@ -5,6 +5,7 @@ Owns a data directory::
     cluster.json       what there is: nodes, ports, processes and what ``up`` needs to come back
     secret             the cluster secret (0600)
     lock               held while a command changes any of this
+    mounts/            who has mounted from it (``pfvol.sdc.records``)
     NODE/node.toml     the node's configuration
     NODE/log           its output; everything else in NODE/ is the node's
 
@@ -33,7 +34,7 @@ from typing import Any
 
 import pfvol
 from pfvol import childprocess
-from pfvol.client import Client
+from pfvol.client import Client, Endpoint
 from pfvol.constants import DEVICE_SIZE_BYTES_DEFAULT, DEVICES_PER_SDS_DEFAULT, NAME_LENGTH_MAX, STATE_VERSION
 from pfvol.errors import (
     ConfigError,
@@ -44,6 +45,7 @@ from pfvol.errors import (
     TimedOutError,
     UnreachableError,
 )
+from pfvol.sdc import records
 
 Document = dict[str, Any]
 
@@ -181,13 +183,7 @@ def kill_node(data_dir: Path, name: str | None = None) -> Document:
 
 def mounts_of(data_dir: Path) -> list[str]:
     """Mountpoints, on this machine, of the SDCs that use the cluster of ``data_dir``."""
-    found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        kind, source = right.split(" ")[:2]
-        if kind == "fuse.pfvol" and unescape(source) == f"pfvol:{data_dir.absolute()}":
-            found.append(unescape(left.split(" ")[4]))
-    return found
+    return [record.mountpoint for record in records.live(data_dir.absolute())]
 
 
 # -- the shape
@@ -308,7 +304,7 @@ def _load(data_dir: Path, *, missing_ok: bool = False) -> Document | None:
             return None
         raise NotFoundError(f"no cluster in {data_dir}: pfvol cluster up makes one") from None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; choose another --data-dir") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error}): restore it or choose another --data-dir") from error
     _check_document(path, document)
@@ -502,7 +498,7 @@ def _forget_processes(document: Document, nodes: Sequence[Document]) -> None:
 
 
 def _client(document: Document) -> Client:
-    return Client(document["api"], document["token"])
+    return Client(Endpoint(document["api"], document["token"]))
 
 
 def _await_mdm(document: Document, node: Document) -> None:
@@ -524,25 +520,25 @@ def _provision(document: Document, nodes: Sequence[Document]) -> None:
 
     When an SDS was added the pool grows to all there is: half of it, as each byte is kept twice.
     """
-    pd = {"pd_id": PROTECTION_DOMAIN}
+    pd = PROTECTION_DOMAIN
     with _client(document) as client:
-        if PROTECTION_DOMAIN not in _names(client, "/pd/list"):
-            client.post("/pd/create", {"name": PROTECTION_DOMAIN})
+        if pd not in _names(client, "/pd/list"):
+            client.post("/pd/create", name=pd)
         there = _names(client, "/fault-set/list")
         for name in sorted({node["fault_set"] for node in nodes if node["fault_set"]} - there):
-            client.post("/fault-set/create", pd | {"name": name})
+            client.post("/fault-set/create", pd_id=pd, name=name)
         there = _names(client, "/sds/list")
         new = [node for node in nodes if node["sds"] not in there]
         capacity_bytes = document["devices"] * document["device_size_bytes"]
         for node in new:
-            body = pd | {"name": node["sds"], "capacity_bytes": capacity_bytes, "fault_set_id": node["fault_set"]}
-            client.post("/sds/add", body)
-        net_bytes = sum(sds["total_capacity_bytes"] for sds in client.get("/sds/list", pd)) // COPIES
-        pools = [pool for pool in client.get("/pool/list", pd) if pool["name"] == POOL]
+            fault_set = node["fault_set"]
+            client.post("/sds/add", pd_id=pd, name=node["sds"], capacity_bytes=capacity_bytes, fault_set_id=fault_set)
+        net_bytes = sum(sds["total_capacity_bytes"] for sds in client.get("/sds/list", pd_id=pd)) // COPIES
+        pools = [pool for pool in client.get("/pool/list", pd_id=pd) if pool["name"] == POOL]
         if not pools:
-            client.post("/pool/create", pd | {"name": POOL, "policy": "two_copies", "capacity_bytes": net_bytes})
+            client.post("/pool/create", pd_id=pd, name=POOL, policy="two_copies", capacity_bytes=net_bytes)
         elif new:
-            client.patch(f"/pool/{pools[0]['id']}", {"capacity_bytes": net_bytes})
+            client.patch(f"/pool/{pools[0]['id']}", capacity_bytes=net_bytes)
 
 
 def _names(client: Client, route: str) -> set[str]:
@@ -603,8 +599,3 @@ def _poll(condition: Callable[[], bool], timeout_seconds: float, error: Callable
         if time.monotonic() > deadline:
             raise error()
         time.sleep(POLL_SECONDS)
-
-
-def unescape(field: str) -> str:
-    """A field of mountinfo: blanks and backslashes come as octal."""
-    return field.encode().decode("unicode_escape").encode("latin-1").decode(errors="replace")

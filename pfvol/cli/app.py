@@ -180,7 +180,3 @@ def _usage(out: Output, error: Any) -> int:
 
 def main() -> None:
     sys.exit(run(sys.argv[1:]))
-
-
-if __name__ == "__main__":
-    main()

@@ -14,18 +14,6 @@ import typer
 
 from pfvol.cli.output import Output
 from pfvol.client import Client, find_endpoint
-from pfvol.errors import InvalidError
-from pfvol.ids import Kind, check_reference
-
-
-ROUTES = {
-    Kind.PROTECTION_DOMAIN: "pd",
-    Kind.FAULT_SET: "fault-set",
-    Kind.POOL: "pool",
-    Kind.SDS: "sds",
-    Kind.SDC: "sdc",
-    Kind.VOLUME: "vol",
-}
 
 
 def default_data_dir() -> Path:
@@ -54,7 +42,7 @@ class Settings:
             data_dir=self.data_dir,
             config=self.config,
         )
-        return Client(*endpoint) if timeout_seconds is None else Client(*endpoint, timeout_seconds=timeout_seconds)
+        return Client(endpoint) if timeout_seconds is None else Client(endpoint, timeout_seconds=timeout_seconds)
 
 
 def settings(ctx: typer.Context) -> Settings:
@@ -69,22 +57,11 @@ def noun(help_text: str) -> typer.Typer:
     return typer.Typer(help=help_text, no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 
 
-def path_of(kind: Kind, reference: str, *rest: str) -> str:
-    """The route of one object: ``/vol/vol1/chunks``."""
-    return "/".join(("", ROUTES[kind], check_reference(reference, kind), *rest))
-
-
 def size_bytes(text: str) -> int:
     """A size as people type it; ``InvalidError`` says what would have been right."""
     from pfvol.units import parse_size
 
     return parse_size(text)
-
-
-def one_of(what: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise InvalidError(f"{what} {value!r} is not one of: {', '.join(allowed)}")
-    return value
 
 
 PdArgument = Annotated[str, typer.Argument(metavar="PD", help="Protection domain, by name or id.", show_default=False)]
@@ -95,9 +72,7 @@ FaultSetArgument = Annotated[
 SdsArgument = Annotated[str, typer.Argument(metavar="SDS", help="SDS, by name or id.", show_default=False)]
 SdcArgument = Annotated[str, typer.Argument(metavar="SDC", help="SDC, by name or id.", show_default=False)]
 VolumeArgument = Annotated[str, typer.Argument(metavar="VOL", help="Volume, by name or id.", show_default=False)]
-NameArgument = Annotated[
-    str, typer.Argument(metavar="NAME", help="1 to 31 of A-Z a-z 0-9 _ . -", show_default=False)
-]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="1 to 31 of A-Z a-z 0-9 _ . -", show_default=False)]
 CapacityArgument = Annotated[
     str, typer.Argument(metavar="CAPACITY", help="A size such as 2GiB, 800MB or 1.5T.", show_default=False)
 ]

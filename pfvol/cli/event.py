@@ -31,4 +31,4 @@ def list_(
     """List events, oldest first."""
     cli = settings(ctx)
     with cli.client() as api:
-        cli.out.table(api.get("/event/list", {"since": since, "type": type_, "limit": limit}), LIST)
+        cli.out.table(api.get("/event/list", since=since, type=type_, limit=limit), LIST)

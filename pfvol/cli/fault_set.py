@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from pfvol.cli.context import FaultSetArgument, NameArgument, PdArgument, PdOption, noun, path_of, settings
+from pfvol.cli.context import FaultSetArgument, NameArgument, PdArgument, PdOption, noun, settings
 from pfvol.cli.output import field
-from pfvol.ids import Kind
+from pfvol.ids import Noun, route
 
 app = noun("Fault sets: servers that fail together never hold both copies while there is another choice.")
 
@@ -25,7 +25,7 @@ def create(ctx: typer.Context, pd: PdArgument, name: NameArgument) -> None:
     """Create a fault set."""
     cli = settings(ctx)
     with cli.client() as api:
-        row = api.post("/fault-set/create", {"pd_id": pd, "name": name})
+        row = api.post("/fault-set/create", pd_id=pd, name=name)
     cli.out.created(row, f"fault set {name} created")
 
 
@@ -34,7 +34,7 @@ def list_(ctx: typer.Context, pd: PdOption = None) -> None:
     """List the fault sets."""
     cli = settings(ctx)
     with cli.client() as api:
-        cli.out.table(api.get("/fault-set/list", {"pd_id": pd}), LIST)
+        cli.out.table(api.get("/fault-set/list", pd_id=pd), LIST)
 
 
 @app.command("show")
@@ -42,7 +42,7 @@ def show(ctx: typer.Context, fault_set: FaultSetArgument) -> None:
     """Show one fault set."""
     cli = settings(ctx)
     with cli.client() as api:
-        cli.out.detail(api.get(path_of(Kind.FAULT_SET, fault_set)), DETAIL)
+        cli.out.detail(api.get(route(Noun.FAULT_SET, fault_set)), DETAIL)
 
 
 @app.command("delete")
@@ -50,5 +50,5 @@ def delete(ctx: typer.Context, fault_set: FaultSetArgument) -> None:
     """Delete a fault set that no SDS is in."""
     cli = settings(ctx)
     with cli.client() as api:
-        row = api.delete(path_of(Kind.FAULT_SET, fault_set))
+        row = api.delete(route(Noun.FAULT_SET, fault_set))
     cli.out.done(row, f"fault set {fault_set} deleted")

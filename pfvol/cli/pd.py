@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from pfvol.cli.context import NameArgument, PdArgument, noun, path_of, settings
+from pfvol.cli.context import NameArgument, PdArgument, noun, settings
 from pfvol.cli.output import field, size
-from pfvol.ids import Kind
+from pfvol.ids import Noun, route
 
 app = noun("Protection domains.")
 
@@ -41,7 +41,7 @@ def create(
     """Create a protection domain."""
     cli = settings(ctx)
     with cli.client() as api:
-        row = api.post("/pd/create", {"name": name, "description": description})
+        row = api.post("/pd/create", name=name, description=description)
     cli.out.created(row, f"protection domain {name} created")
 
 
@@ -58,7 +58,7 @@ def show(ctx: typer.Context, pd: PdArgument) -> None:
     """Show one protection domain."""
     cli = settings(ctx)
     with cli.client() as api:
-        cli.out.detail(api.get(path_of(Kind.PROTECTION_DOMAIN, pd)), DETAIL)
+        cli.out.detail(api.get(route(Noun.PROTECTION_DOMAIN, pd)), DETAIL)
 
 
 @app.command("delete")
@@ -70,5 +70,5 @@ def delete(
     """Delete a protection domain."""
     cli = settings(ctx)
     with cli.client() as api:
-        row = api.delete(path_of(Kind.PROTECTION_DOMAIN, pd), {"cascade": cascade})
+        row = api.delete(route(Noun.PROTECTION_DOMAIN, pd), cascade=cascade)
     cli.out.done(row, f"protection domain {pd} deleted")

@@ -13,13 +13,12 @@ from pfvol.cli.context import (
     PdOption,
     PoolArgument,
     noun,
-    path_of,
     settings,
     size_bytes,
 )
 from pfvol.cli.output import field, size
 from pfvol.errors import InvalidError
-from pfvol.ids import Kind
+from pfvol.ids import Noun, route
 
 app = noun("Storage pools.")
 
@@ -104,16 +103,14 @@ def create(
     with cli.client() as api:
         row = api.post(
             "/pool/create",
-            {
-                "pd_id": pd,
-                "name": name,
-                "capacity_bytes": capacity_bytes,
-                "policy": policy,
-                "rebuild_rate_limit_mbps": rebuild_rate_limit,
-                "rebuild_delay_seconds": rebuild_delay,
-                "spare_percent": spare_percent,
-                "durability": durability,
-            },
+            pd_id=pd,
+            name=name,
+            capacity_bytes=capacity_bytes,
+            policy=policy,
+            rebuild_rate_limit_mbps=rebuild_rate_limit,
+            rebuild_delay_seconds=rebuild_delay,
+            spare_percent=spare_percent,
+            durability=durability,
         )
     cli.out.created(row, f"pool {name} created")
 
@@ -123,7 +120,7 @@ def list_(ctx: typer.Context, pd: PdOption = None) -> None:
     """List the pools."""
     cli = settings(ctx)
     with cli.client() as api:
-        cli.out.table(api.get("/pool/list", {"pd_id": pd}), LIST)
+        cli.out.table(api.get("/pool/list", pd_id=pd), LIST)
 
 
 @app.command("show")
@@ -131,7 +128,7 @@ def show(ctx: typer.Context, pool: PoolArgument) -> None:
     """Show one pool."""
     cli = settings(ctx)
     with cli.client() as api:
-        cli.out.detail(api.get(path_of(Kind.POOL, pool)), DETAIL)
+        cli.out.detail(api.get(route(Noun.POOL, pool)), DETAIL)
 
 
 @app.command("health")
@@ -139,7 +136,7 @@ def health(ctx: typer.Context, pool: PoolArgument) -> None:
     """Show why a pool is healthy or not."""
     cli = settings(ctx)
     with cli.client() as api:
-        cli.out.detail(api.get(path_of(Kind.POOL, pool, "health")), HEALTH)
+        cli.out.detail(api.get(route(Noun.POOL, pool, "health")), HEALTH)
 
 
 @app.command("set")
@@ -166,7 +163,7 @@ def set_(
     if all(value is None for value in changes.values()):
         raise InvalidError("nothing to change: give at least one option (`pfvol pool set --help`)")
     with cli.client() as api:
-        row = api.patch(path_of(Kind.POOL, pool), changes)
+        row = api.patch(route(Noun.POOL, pool), **changes)
     cli.out.done(row, f"pool {pool} changed")
 
 
@@ -175,5 +172,5 @@ def delete(ctx: typer.Context, pool: PoolArgument) -> None:
     """Delete a pool that has no volumes."""
     cli = settings(ctx)
     with cli.client() as api:
-        row = api.delete(path_of(Kind.POOL, pool))
+        row = api.delete(route(Noun.POOL, pool))
     cli.out.done(row, f"pool {pool} deleted")

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from pfvol.cli.context import NameArgument, SdcArgument, noun, path_of, settings
+from pfvol.cli.context import NameArgument, SdcArgument, noun, settings
 from pfvol.cli.output import Column, Row, field
-from pfvol.ids import Kind
+from pfvol.ids import Noun, route
 
 app = noun("Clients that mount volumes.")
 
@@ -45,7 +45,7 @@ def add(
     """Add an SDC, so that volumes can be mapped to it before its first mount."""
     cli = settings(ctx)
     with cli.client() as api:
-        row = api.post("/sdc/add", {"name": name, "ip": ip})
+        row = api.post("/sdc/add", name=name, ip=ip)
     cli.out.created(row, f"SDC {name} added")
 
 
@@ -62,7 +62,7 @@ def show(ctx: typer.Context, sdc: SdcArgument) -> None:
     """Show one SDC and the volumes mapped to it."""
     cli = settings(ctx)
     with cli.client() as api:
-        cli.out.detail(api.get(path_of(Kind.SDC, sdc)), DETAIL)
+        cli.out.detail(api.get(route(Noun.SDC, sdc)), DETAIL)
 
 
 @app.command("remove")
@@ -70,5 +70,5 @@ def remove(ctx: typer.Context, sdc: SdcArgument) -> None:
     """Remove an SDC that no volume is mapped to."""
     cli = settings(ctx)
     with cli.client() as api:
-        row = api.delete(path_of(Kind.SDC, sdc))
+        row = api.delete(route(Noun.SDC, sdc))
     cli.out.done(row, f"SDC {sdc} removed")

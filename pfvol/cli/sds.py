@@ -13,12 +13,11 @@ from pfvol.cli.context import (
     PdOption,
     SdsArgument,
     noun,
-    path_of,
     settings,
     size_bytes,
 )
 from pfvol.cli.output import field, size
-from pfvol.ids import Kind
+from pfvol.ids import Noun, route
 
 app = noun("Storage servers.")
 
@@ -69,14 +68,12 @@ def add(
     with cli.client() as api:
         row = api.post(
             "/sds/add",
-            {
-                "pd_id": pd,
-                "name": name,
-                "capacity_bytes": capacity_bytes,
-                "fault_set_id": fault_set,
-                "ip": ip,
-                "devices": None if devices is None else [path.strip() for path in devices.split(",") if path.strip()],
-            },
+            pd_id=pd,
+            name=name,
+            capacity_bytes=capacity_bytes,
+            fault_set_id=fault_set,
+            ip=ip,
+            devices=None if devices is None else [path.strip() for path in devices.split(",") if path.strip()],
         )
     cli.out.created(row, f"SDS {name} added; start a node of that name with the sds capability")
 
@@ -86,7 +83,7 @@ def list_(ctx: typer.Context, pd: PdOption = None) -> None:
     """List the SDSs."""
     cli = settings(ctx)
     with cli.client() as api:
-        cli.out.table(api.get("/sds/list", {"pd_id": pd}), LIST)
+        cli.out.table(api.get("/sds/list", pd_id=pd), LIST)
 
 
 @app.command("show")
@@ -94,7 +91,7 @@ def show(ctx: typer.Context, sds: SdsArgument) -> None:
     """Show one SDS."""
     cli = settings(ctx)
     with cli.client() as api:
-        cli.out.detail(api.get(path_of(Kind.SDS, sds)), DETAIL)
+        cli.out.detail(api.get(route(Noun.SDS, sds)), DETAIL)
 
 
 @app.command("remove")
@@ -102,5 +99,5 @@ def remove(ctx: typer.Context, sds: SdsArgument) -> None:
     """Remove an SDS that holds no copies."""
     cli = settings(ctx)
     with cli.client() as api:
-        row = api.delete(path_of(Kind.SDS, sds))
+        row = api.delete(route(Noun.SDS, sds))
     cli.out.done(row, f"SDS {sds} removed")

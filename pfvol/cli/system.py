@@ -18,7 +18,9 @@ DETAIL = (
     field("Cluster", "cluster_id"),
     field("Version", "version"),
     field("Protection domains", "pd_count"),
-    Column("Pools", lambda row: f"{row['pool_count']} ({row['pools_degraded']} degraded, {row['pools_failed']} failed)"),
+    Column(
+        "Pools", lambda row: f"{row['pool_count']} ({row['pools_degraded']} degraded, {row['pools_failed']} failed)"
+    ),
     Column("SDSs", lambda row: f"{row['sds_count']} ({row['sds_up']} up, {row['sds_down']} down)"),
     Column("SDCs", lambda row: f"{row['sdc_count']} ({row['sdc_connected']} connected)"),
     field("Volumes", "volume_count"),

@@ -13,14 +13,13 @@ from pfvol.cli.context import (
     SizeArgument,
     VolumeArgument,
     noun,
-    path_of,
     settings,
     size_bytes,
 )
 from pfvol.cli.output import Column, Row, field, size
 from pfvol.client import Client
 from pfvol.errors import EXIT_INTEGRITY, InvalidError
-from pfvol.ids import Kind
+from pfvol.ids import Noun, route
 
 app = noun("Volumes.")
 
@@ -104,7 +103,7 @@ def create(
         "provisioning": "thick" if thick else "thin",
     }
     with cli.client() as api:
-        row = api.post("/vol/create", body)
+        row = api.post("/vol/create", **body)
     cli.out.created(row, f"{row['provisioning']} volume {name} created")
 
 
@@ -116,7 +115,7 @@ def list_(
     """List the volumes."""
     cli = settings(ctx)
     with cli.client() as api:
-        cli.out.table(api.get("/vol/list", {"pool_id": pool}), LIST)
+        cli.out.table(api.get("/vol/list", pool_id=pool), LIST)
 
 
 @app.command("show")
@@ -128,7 +127,7 @@ def show(
     """Show one volume."""
     cli = settings(ctx)
     with cli.client() as api:
-        row = api.get(path_of(Kind.VOLUME, vol))
+        row = api.get(route(Noun.VOLUME, vol))
         if chunks:
             row["chunks"] = _all_chunks(api, row)
     cli.out.detail(row, DETAIL)
@@ -142,7 +141,7 @@ def _all_chunks(api: Client, volume: Row) -> list[Any]:
     found: list[Any] = []
     while len(found) < volume["chunk_count"]:
         page = {"first": len(found), "count": CHUNKS_PER_REQUEST}
-        more = api.get(path_of(Kind.VOLUME, volume["id"], "chunks"), page)
+        more = api.get(route(Noun.VOLUME, volume["id"], "chunks"), **page)
         if not more:
             break
         found += more
@@ -172,7 +171,7 @@ def map_(
         "bandwidth_limit_mbps": bandwidth_limit,
     }
     with cli.client() as api:
-        row = api.post("/vol/map", body)
+        row = api.post("/vol/map", **body)
     cli.out.done(row, f"volume {vol} mapped to {sdc}{' read-only' if ro else ''}")
 
 
@@ -181,7 +180,7 @@ def unmap(ctx: typer.Context, vol: VolumeArgument, sdc: SdcArgument) -> None:
     """Unmap a volume from an SDC; answered when no server accepts its IO any more."""
     cli = settings(ctx)
     with cli.client() as api:
-        row = api.post("/vol/unmap", {"volume_id": vol, "sdc_id": sdc})
+        row = api.post("/vol/unmap", volume_id=vol, sdc_id=sdc)
     cli.out.done(row, f"volume {vol} unmapped from {sdc}")
 
 
@@ -200,7 +199,7 @@ def extend(
         raise InvalidError("give either ADDITIONAL or --to SIZE")
     change = {"additional_bytes": size_bytes(additional)} if additional else {"new_size_bytes": size_bytes(to or "")}
     with cli.client() as api:
-        row = api.post("/vol/extend", {"volume_id": vol, **change})
+        row = api.post("/vol/extend", volume_id=vol, **change)
     cli.out.done(row, f"volume {vol} is now {row['size_bytes']} bytes")
 
 
@@ -209,7 +208,7 @@ def delete(ctx: typer.Context, vol: VolumeArgument) -> None:
     """Delete a volume that is not mapped, and its data."""
     cli = settings(ctx)
     with cli.client() as api:
-        row = api.delete(path_of(Kind.VOLUME, vol))
+        row = api.delete(route(Noun.VOLUME, vol))
     cli.out.done(row, f"volume {vol} deleted")
 
 
@@ -218,7 +217,7 @@ def verify(ctx: typer.Context, vol: VolumeArgument) -> None:
     """Compare every chunk's copies: presence, tags, bytes, fault sets. Exit 9 on any difference."""
     cli = settings(ctx)
     with cli.client(timeout_seconds=VERIFY_TIMEOUT_SECONDS) as api:
-        report = api.post(path_of(Kind.VOLUME, vol, "verify"))
+        report = api.post(route(Noun.VOLUME, vol, "verify"))
     if cli.out.json:
         cli.out.document(report)
     elif report["problems"]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pfvol import childprocess, localcluster
-from pfvol.client import Client
+from pfvol.client import Client, Endpoint
+from pfvol.sdc.mount import mount_table
 from tests.support.cli import CliResult, run_cli
 
 MIB = 1024**2
@@ -71,7 +72,7 @@ class TestCluster:
     def client(self) -> Client:
         """The REST client (a context manager)."""
         document = self.document
-        return Client(document["api"], document["token"])
+        return Client(Endpoint(document["api"], document["token"]))
 
     def cli(self, *arguments: str | Path, check: bool = True) -> Any:
         """Runs a command with ``--json`` and returns its document; with ``check`` a failure is an AssertionError."""
@@ -136,7 +137,7 @@ def is_mounted(path: Path) -> bool:
 
 def mountpoints() -> list[str]:
     """All mountpoints of this namespace."""
-    return [localcluster.unescape(line.split(" ")[4]) for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return [entry.mountpoint for entry in mount_table()]
 
 
 def detach(path: Path) -> None:
