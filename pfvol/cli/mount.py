@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pfvol.cli.context import Settings, settings
-from pfvol.client import Client, read_cluster
+from pfvol.client import Client, Endpoint, read_cluster
 from pfvol.constants import VOLUME_SIZE_BYTES_DEFAULT
 from pfvol.errors import ConfigError, InvalidError
 from pfvol.ids import is_name
@@ -149,7 +149,7 @@ def _start_embedded(cli: Settings, data_dir: Path, sdc: str) -> _Cluster:
     document = read_cluster(data_dir)
     assert document is not None
     if mark.exists():
-        with Client(document["api"], document["token"]) as api:
+        with Client(Endpoint(document["api"], document["token"])) as api:
             _make_first_volume(api, sdc)
     return _of_data_dir(document, data_dir)
 
@@ -164,10 +164,10 @@ def _make_first_volume(api: Client, sdc: str) -> None:
         "size_bytes": VOLUME_SIZE_BYTES_DEFAULT,
         "provisioning": "thin",
     }
-    volume = api.post("/vol/create", body)
+    volume = api.post("/vol/create", **body)
     if sdc not in {row["name"] for row in api.get("/sdc/list")}:
-        api.post("/sdc/add", {"name": sdc})
-    api.post("/vol/map", {"volume_id": volume["id"], "sdc_id": sdc, "access_mode": "readWrite"})
+        api.post("/sdc/add", name=sdc)
+    api.post("/vol/map", volume_id=volume["id"], sdc_id=sdc, access_mode="readWrite")
 
 
 def _say(cli: Settings, path: str, sdc: str, pid: int) -> None:
