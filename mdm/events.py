@@ -22,7 +22,6 @@ class EventType(StrEnum):
     POOL_DELETE = "POOL_DELETE"
     POOL_HEALTH_CHANGE = "POOL_HEALTH_CHANGE"
     SDS_ADD = "SDS_ADD"
-    SDS_REGISTER = "SDS_REGISTER"
     SDS_REMOVE = "SDS_REMOVE"
     SDS_STATE_CHANGE = "SDS_STATE_CHANGE"
     SDC_ADD = "SDC_ADD"
@@ -34,6 +33,7 @@ class EventType(StrEnum):
     VOLUME_UNMAP = "VOLUME_UNMAP"
     VOLUME_EXTEND = "VOLUME_EXTEND"
     VOLUME_STATE_CHANGE = "VOLUME_STATE_CHANGE"
+    EVENTS_MISSED = "EVENTS_MISSED"  # only in a subscription: its reader was too slow for ``details["count"]`` events
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -192,6 +192,10 @@ class Volume:
     def chunks(self) -> int:
         return -(-self.size_bytes // CHUNK_SIZE_BYTES)
 
+    def uses(self, sds_id: int) -> bool:
+        """Whether a copy of a chunk is on this SDS."""
+        return any(sds_id in pair for pair in self.placement)
+
     def mapping(self, sdc_id: int) -> VolumeMapping | None:
         return next((mapping for mapping in self.mappings if mapping.sdc_id == sdc_id), None)
 
