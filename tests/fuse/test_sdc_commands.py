@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -101,10 +102,8 @@ def test_sigterm_writes_what_is_dirty_and_unmounts(mounted: Mounted, cluster: An
         with pytest.raises(OSError, match=r".*"):
             os.pread(file.fileno(), 10, 1 << 20)
     finally:
-        try:
+        with contextlib.suppress(OSError):  # close(2) flushes, and nobody answers any more
             file.close()
-        except OSError as error:
-            assert error.errno  # The connection is gone, as it should be.
     again = cluster.mount(sdc=mount.sdc)
     assert again.volume(name).open("rb").read(5000) == b"dirty" * 1000
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import hashlib
@@ -121,13 +122,12 @@ def test_writing_past_the_end_fails_and_does_not_grow_the_file(volume: Path, dir
     block = mmap.mmap(-1, 4096)
     block.write(b"x" * 4096)
     fd = os.open(volume, os.O_WRONLY | (os.O_DIRECT if direct else 0))
-    with pytest.raises(OSError, match=r".*") as raised:  # noqa: PT012 (buffered, it is fsync that says so)
-        try:
-            os.pwrite(fd, block, SIZE)
-            os.fsync(fd)
-        finally:
-            with open(os.devnull):
-                _close_quietly(fd)
+    try:
+        with pytest.raises(OSError, match=r".*") as raised:
+            write_and_sync(fd, block, SIZE)  # buffered, it is fsync that says so
+    finally:
+        with contextlib.suppress(OSError):  # close(2) flushes, and tells of the write that failed once more
+            os.close(fd)
     assert raised.value.errno in (errno.EFBIG, errno.ENOSPC)
     poll_until(lambda: volume.stat().st_size == SIZE, what="the true size")
     with volume.open("rb") as file:
@@ -135,12 +135,9 @@ def test_writing_past_the_end_fails_and_does_not_grow_the_file(volume: Path, dir
         assert file.read(1) == b""
 
 
-def _close_quietly(fd: int) -> None:
-    try:
-        os.close(fd)
-    except OSError as error:
-        # close(2) flushes, and tells of the write that failed once more.
-        assert error.errno in (errno.EFBIG, errno.ENOSPC, errno.EIO)
+def write_and_sync(fd: int, data: Any, offset: int) -> None:
+    os.pwrite(fd, data, offset)
+    os.fsync(fd)
 
 
 def test_nothing_can_be_made_or_removed_in_the_directory(volume: Path) -> None:
