@@ -190,11 +190,10 @@ async def connect(
         raise TimedOutError(f"{where} did not accept within {CONNECT_TIMEOUT_SECONDS:g} s") from None
     except OSError as error:
         raise UnreachableError(f"{where} cannot be reached: {error}") from None
-    async with stream:
-        hello = Hello(Peer(role, node_id, incarnation), cluster_id, sds_id, os.urandom(NONCE_BYTES))
-        with _one_deadline(where):
-            info = await _client_side(stream, secret, hello)
-        return _detach(stream), info
+    hello = Hello(Peer(role, node_id, incarnation), cluster_id, sds_id, os.urandom(NONCE_BYTES))
+    with _closed_on_failure(stream), _one_deadline(where):
+        info = await _client_side(stream, secret, hello)
+    return _detach(stream), info
 
 
 async def accept(
@@ -212,11 +211,10 @@ async def accept(
     ``admit`` is asked once the proof holds; it returns wire.ST_OK or the status to refuse with. The stream is closed (or
     detached) in any case. Raises what ``connect`` raises; the caller logs it, nothing of it is the SDS's own fault.
     """
-    async with stream:
-        info = ServerInfo(sds_id, incarnation, durable_incarnation)
-        with _one_deadline("the client"):
-            peer = await _server_side(stream, secret, cluster_id, info, admit)
-        return _detach(stream), peer
+    info = ServerInfo(sds_id, incarnation, durable_incarnation)
+    with _closed_on_failure(stream), _one_deadline("the client"):
+        peer = await _server_side(stream, secret, cluster_id, info, admit)
+    return _detach(stream), peer
 
 
 async def _client_side(stream: trio.SocketStream, secret: bytes, hello: Hello) -> ServerInfo:
@@ -247,6 +245,16 @@ async def _server_side(
     await _send(stream, wire.OP_WELCOME, b"", status)
     check_welcome(status)
     return hello.peer
+
+
+@contextlib.contextmanager
+def _closed_on_failure(stream: trio.SocketStream) -> Iterator[None]:
+    """Not the stream's own ``async with``: closing awaits, and who is cancelled there would lose the detached fd."""
+    try:
+        yield
+    except BaseException:
+        stream.socket.close()
+        raise
 
 
 @contextlib.contextmanager

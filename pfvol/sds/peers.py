@@ -1,9 +1,9 @@
-"""Connections to the other SDSs: one outgoing per SDS that the MDM lists as up, kept alive.
+"""Connections to the other SDSs: one outgoing per SDS that the MDM lists, kept alive.
 
 Owns the tasks that connect, and through the engine the connections that they made (the incoming ones, on which the others
-replicate to us, come through the acceptor). Assumes one trio thread. Promises: while a peer is listed as up it is tried
-again within RETRY_SECONDS_MAX; a peer that is no longer listed is closed; an incarnation older than the MDM's is never
-believed.
+replicate to us, come through the acceptor). Assumes one trio thread. Promises: while a peer is listed it is tried again
+within RETRY_SECONDS_MAX (also when the MDM thinks that it is down: two who can talk need not wait for the MDM to notice);
+a peer that is no longer listed is closed; an incarnation older than the MDM's is never believed.
 """
 
 from __future__ import annotations
@@ -121,13 +121,9 @@ class Peers:
 
     def _reconcile(self) -> None:
         assert self._nursery is not None
-        wanted = {sds_id: record for sds_id, record in self._records.items() if record.up}
-        for sds_id in self._links.keys() - wanted.keys():
-            # A peer that is listed but down keeps its connection: if it lives, it is of use as soon as it is up again.
-            if sds_id in self._records and self._links[sds_id].conn_id is not None:
-                continue
+        for sds_id in self._links.keys() - self._records.keys():
             self._links.pop(sds_id).scope.cancel()
-        for sds_id, record in wanted.items():
+        for sds_id, record in self._records.items():
             link = self._links.get(sds_id)
             if link is None:
                 self._links[sds_id] = link = _Link(record)
@@ -144,12 +140,13 @@ class Peers:
                 if link.conn_id is None:
                     if await self._connect(link):
                         pause = RETRY_SECONDS_MIN
-                    else:
-                        with trio.move_on_after(pause):
-                            await link.wake.wait()
-                        pause = min(pause * 2, RETRY_SECONDS_MAX)
-                    continue
-                await link.wake.wait()
+                        continue
+                    pause = min(pause * 2, RETRY_SECONDS_MAX)
+                    with trio.move_on_after(pause):
+                        await link.wake.wait()
+                        pause = RETRY_SECONDS_MIN
+                else:
+                    await link.wake.wait()
         if link.conn_id is not None:
             self._engine.close_conn(link.conn_id)
 
