@@ -290,6 +290,14 @@ def _as_list(failed: dict[int, str]) -> list[list[Any]]:
     return [[index, message] for index, message in sorted(failed.items())]
 
 
+def parse_address(text: str) -> tuple[str, int]:
+    """``host:port``; ConfigError when it is none."""
+    host, colon, port = text.rpartition(":")
+    if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
+        raise ConfigError(f"{text!r} is no address (host:port)")
+    return host.strip("[]"), int(port)
+
+
 def advertised(bind: str, mdm: tuple[str, int]) -> str:
     """The address to tell the MDM: the one we listen on; if that is any, the one from which the MDM is reached."""
     if bind not in ("", "0.0.0.0", "::"):
