@@ -29,6 +29,8 @@ cdef enum:
     INIT_EXT = 1 << 30
     INIT2_DIRECT_IO_ALLOW_MMAP = 1 << 4      # bit 36, in flags2
 
+    WRITTEN_FROM_CACHE = 1 << 0      # write_flags: delayed, from the page cache
+
     OPENED_DIRECT_IO = 1 << 0
     OPENED_KEEP_CACHE = 1 << 1
     OPENED_PARALLEL_DIRECT_WRITES = 1 << 6

@@ -30,6 +30,7 @@ cdef struct FuseIo:
     void* volume                     # `user` of the inode in `inodes`
     int kind
     bint keep_size                   # DISCARD: never beyond the end (else that is an error)
+    bint from_cache                  # WRITE: of dirty pages, by the kernel's own size of the file
     uint64_t offset
     uint64_t length
     char* data                       # WRITE: the bytes, and

@@ -184,6 +184,7 @@ cdef bint _serve(Channel* c, FuseInHeader* h, size_t size, void* volume) noexcep
     io.unique = h.unique
     io.volume = volume
     io.keep_size = True
+    io.from_cache = False
     io.offset = 0
     io.length = 0
     io.data = NULL
@@ -224,6 +225,7 @@ cdef int _parse_write(Channel* c, FuseIo* io, const FuseWriteIn* body, size_t si
     if size < sizeof(FuseWriteIn) or body.size > size - sizeof(FuseWriteIn) or body.size > CHANNEL_MAX_WRITE:
         return EINVAL
     io.kind = FUSE_IO_WRITE
+    io.from_cache = (body.write_flags & WRITTEN_FROM_CACHE) != 0
     io.offset = body.offset
     io.length = body.size
     if body.size <= CHANNEL_COPY_MAX:

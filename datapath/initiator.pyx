@@ -588,6 +588,8 @@ def _event(kind, a, b, c, d, data):
         return ("unmounted",)
     if kind == EV_RELAY_CLOSED:
         return ("relay_closed",)
+    if kind == EV_PAST_END:
+        return ("past_end", b)
     if kind == EV_COMPLETED:
         return ("completed", b, a, data)
     if kind == EV_IO_ERROR:

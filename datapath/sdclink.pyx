@@ -733,8 +733,10 @@ cdef void _fail_with(Engine* e, Part* p, int status) noexcept nogil:
         reason = WHY_SPACE
     elif status == ST_READ_ONLY:
         error = EROFS
+        reason = WHY_NONE
     elif status == ST_NO_VOLUME:
         error = ENODEV
+        reason = WHY_NONE
     elif status == ST_RANGE:
         error = EFBIG if p.opcode != OP_READ else EIO
         reason = WHY_BAD_REQUEST

@@ -41,6 +41,7 @@ cdef void request_from_fuse(void* context, FuseIo* io) noexcept nogil:
     r.volume = <Volume*>io.volume
     r.kind = <uint8_t>io.kind
     r.keep_size = io.keep_size
+    r.from_cache = io.from_cache
     r.offset = io.offset
     r.length = io.length
     r.data = io.data
@@ -48,7 +49,7 @@ cdef void request_from_fuse(void* context, FuseIo* io) noexcept nogil:
     request_start(e, r)
 
 
-cdef int _check(Request* r) noexcept nogil:
+cdef int _check(Engine* e, Request* r) noexcept nogil:
     """Judges the range against the volume, and cuts it to what can be done. 0 or an errno."""
     cdef Volume* v = r.volume
     cdef uint64_t room = v.size - r.offset if r.offset < v.size else 0
@@ -71,6 +72,9 @@ cdef int _check(Request* r) noexcept nogil:
             return EFBIG
         r.length = min(r.length, room)
         return 0
+    if r.length > room and r.from_cache:
+        # With a write-back cache the kernel lets a file grow without asking. Only trio can make it take the size back.
+        emit(e, EV_PAST_END, 0, v.id, 0, 0, NULL, 0)
     # A write across the end is cut short, as a disk does; the next one then begins at the end.
     if room == 0 and r.length:
         return ENOSPC if r.offset == v.size else EFBIG
@@ -83,7 +87,7 @@ cdef void request_start(Engine* e, Request* r) noexcept nogil:
     r.started_ns = e.now_ns
     r.counted = True
     e.request_count += 1
-    r.error = _check(r)
+    r.error = _check(e, r)
     if r.kind == REQ_READ or r.kind == REQ_WRITE:
         e.request_bytes += r.length
     if r.error or (r.length == 0 and r.kind != REQ_FLUSH):
@@ -423,12 +427,12 @@ cdef void _finish(Engine* e, Request* r) noexcept nogil:
     if r.kind == REQ_READ or r.kind == REQ_WRITE:
         e.request_bytes -= r.length
     _count(e, r)
+    if r.error and r.reason and r.source != FROM_BENCH:
+        emit(e, EV_IO_ERROR, r.reason, r.volume.id, <uint64_t>r.error, r.offset, NULL, 0)
     if r.source == FROM_FUSE:
         _answer_fuse(e, r)
     elif r.source == FROM_PYTHON:
         _answer_python(e, r)
-    if r.error and r.reason and r.source != FROM_BENCH:
-        emit(e, EV_IO_ERROR, r.reason, r.volume.id, <uint64_t>r.error, r.offset, NULL, r.kind)
     if r.source == FROM_BENCH:
         _bench_next(e, r)
     else:

@@ -143,6 +143,7 @@ cdef struct Request:
     uint8_t kind
     uint8_t reason                   # why `error`, for the event
     bint keep_size
+    bint from_cache
     bint counted                     # in Engine.request_count
     int error                        # errno
     Volume* volume
@@ -285,6 +286,7 @@ cdef enum EventKind:
     EV_IO_ERROR = 8
     EV_CHECKSUM_ERROR = 9
     EV_RELAY_CLOSED = 10
+    EV_PAST_END = 11
 
 # Why an application got an error (Request.reason).
 cdef enum Reason:

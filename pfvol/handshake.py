@@ -150,6 +150,7 @@ _REFUSALS: Final[dict[int, tuple[type[UnauthorizedError | ConflictError | Unreac
     wire.ST_NOT_AUTHORIZED: (UnauthorizedError, "the SDS refused this node: wrong cluster secret, cluster or SDS"),
     wire.ST_OLD_SESSION: (OldSessionError, "a newer session of this node has been admitted"),
     wire.ST_SHUTTING_DOWN: (UnreachableError, "the SDS is shutting down"),
+    wire.ST_BUSY: (UnreachableError, "the SDS serves as many nodes as it can"),
 }
 
 
@@ -189,11 +190,10 @@ async def connect(
         raise TimedOutError(f"{where} did not accept within {CONNECT_TIMEOUT_SECONDS:g} s") from None
     except OSError as error:
         raise UnreachableError(f"{where} cannot be reached: {error}") from None
-    async with stream:
-        hello = Hello(Peer(role, node_id, incarnation), cluster_id, sds_id, os.urandom(NONCE_BYTES))
-        with _one_deadline(where):
-            info = await _client_side(stream, secret, hello)
-        return _detach(stream), info
+    hello = Hello(Peer(role, node_id, incarnation), cluster_id, sds_id, os.urandom(NONCE_BYTES))
+    with _closed_on_failure(stream), _one_deadline(where):
+        info = await _client_side(stream, secret, hello)
+    return _detach(stream), info
 
 
 async def accept(
@@ -211,11 +211,10 @@ async def accept(
     ``admit`` is asked once the proof holds; it returns wire.ST_OK or the status to refuse with. The stream is closed (or
     detached) in any case. Raises what ``connect`` raises; the caller logs it, nothing of it is the SDS's own fault.
     """
-    async with stream:
-        info = ServerInfo(sds_id, incarnation, durable_incarnation)
-        with _one_deadline("the client"):
-            peer = await _server_side(stream, secret, cluster_id, info, admit)
-        return _detach(stream), peer
+    info = ServerInfo(sds_id, incarnation, durable_incarnation)
+    with _closed_on_failure(stream), _one_deadline("the client"):
+        peer = await _server_side(stream, secret, cluster_id, info, admit)
+    return _detach(stream), peer
 
 
 async def _client_side(stream: trio.SocketStream, secret: bytes, hello: Hello) -> ServerInfo:
@@ -249,6 +248,16 @@ async def _server_side(
 
 
 @contextlib.contextmanager
+def _closed_on_failure(stream: trio.SocketStream) -> Iterator[None]:
+    """Not the stream's own ``async with``: closing awaits, and who is cancelled there would lose the detached fd."""
+    try:
+        yield
+    except BaseException:
+        stream.socket.close()
+        raise
+
+
+@contextlib.contextmanager
 def _one_deadline(who: str) -> Iterator[None]:
     """Bounds the block, and maps what sockets and deadlines raise in it to this project's errors."""
     try:
@@ -270,10 +279,11 @@ async def _receive(stream: trio.SocketStream, opcode: int, body_bytes: int) -> b
         header = wire.unpack_header(await _receive_exactly(stream, wire.HEADER_SIZE))
     except wire.BadFrameError as error:
         raise ProtocolError(f"a bad frame during the handshake: {error}") from None
-    if header.opcode == wire.OP_WELCOME and opcode in (wire.OP_CHALLENGE, wire.OP_WELCOME):
-        check_welcome(header.status)
-    if header.opcode != opcode or header.body_length != body_bytes:
-        raise ProtocolError(f"opcode {header.opcode} with {header.body_length} bytes came where {opcode} was due")
+    got, size = header["opcode"], header["body_length"]
+    if got == wire.OP_WELCOME and opcode in (wire.OP_CHALLENGE, wire.OP_WELCOME):
+        check_welcome(header["status"])
+    if got != opcode or size != body_bytes:
+        raise ProtocolError(f"opcode {got} with {size} bytes came where {opcode} with {body_bytes} was due")
     return await _receive_exactly(stream, body_bytes)
 
 

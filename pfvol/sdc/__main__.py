@@ -1,7 +1,7 @@
 """``python -m pfvol.sdc``: the daemon of one mount, started by ``pfvol mount`` (and by nothing else).
 
-With ``--ready-fd`` it writes one line of JSON there, ``{}`` when the mount answers or ``{"error": ...}``, and closes it.
-Ends when it is unmounted, or at SIGTERM or SIGINT; then it stops the embedded cluster if it is the last to need it.
+With ``--ready-fd`` it writes one line of JSON there (``{}`` when the mount answers, else ``{"error": ...}``) and closes
+it. Ends when it is unmounted, or at SIGTERM or SIGINT; then it stops the embedded cluster if it is the last to need it.
 """
 
 from __future__ import annotations

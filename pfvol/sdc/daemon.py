@@ -98,19 +98,19 @@ async def _serve_mount(
     ours, theirs = _relay()
     with theirs:
         await session.attach(fuse_fd, ours.detach(), spec.mountpoint, force_direct=spec.options.direct)
-        pyfuse3.init(
-            VolumeFiles(session.table, session, (os.getuid(), os.getgid())), f"/dev/fd/{theirs.fileno()}", set()
-        )
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_answer_names, session)
-                await _await_answer(spec.mountpoint)
-                _log.info("mounted", mountpoint=spec.mountpoint, sdc=spec.sdc)
-                task_status.started({"mountpoint": spec.mountpoint})
-                await _until_over(spec.mountpoint, session, stopping)
-                nursery.cancel_scope.cancel()
-        finally:
-            pyfuse3.close(unmount=False)
+        files = VolumeFiles(session.table, session, (os.getuid(), os.getgid()))
+        pyfuse3.init(files, f"/dev/fd/{theirs.fileno()}", set())
+        theirs.detach()  # pyfuse3's from here on: its close closes it.
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_answer_names, session)
+            await _await_answer(spec.mountpoint)
+            _log.info("mounted", mountpoint=spec.mountpoint, sdc=spec.sdc)
+            task_status.started({"mountpoint": spec.mountpoint})
+            await _until_over(spec.mountpoint, session, stopping)
+            nursery.cancel_scope.cancel()
+    finally:
+        pyfuse3.close(unmount=False)
 
 
 def _relay() -> tuple[socket.socket, socket.socket]:

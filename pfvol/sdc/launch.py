@@ -105,7 +105,7 @@ def run_in_foreground(launch: Launch) -> NoReturn:
 
 
 def environment() -> Mapping[str, str]:
-    """Ours without pfvol's own variables: the daemon is told all by its arguments. A checkout stays importable from /."""
+    """Ours without pfvol's variables: arguments tell the daemon all it needs. A checkout stays importable from /."""
     result = {key: value for key, value in os.environ.items() if not key.startswith("PFVOL_")}
     root = str(Path(pfvol.__file__).resolve().parent.parent)
     paths = [os.path.abspath(path) for path in result.get("PYTHONPATH", "").split(os.pathsep) if path]

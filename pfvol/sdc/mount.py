@@ -106,8 +106,9 @@ def check_system() -> None:
 
 
 def mount(mountpoint: str, options: MountOptions, source: str) -> int:
-    """Mounts; ``source`` is what df(1) shows as the device. Returns the /dev/fuse descriptor whose requests somebody now has to answer.
+    """Mounts; ``source`` is what df(1) shows as the device.
 
+    Returns the /dev/fuse descriptor, whose requests somebody now has to answer.
     Root mounts by itself; others, and a root without the right to (a container), through fusermount3.
     """
     check_system()
@@ -250,7 +251,7 @@ def describe_users(mountpoint: str) -> str:
 
 
 def users_of(mountpoint: str) -> list[str]:
-    """Who keeps a mount busy: processes with files, a working directory or maps there, loop devices, swap, mounts below.
+    """Who keeps a mount busy: processes with files, directories or maps there, loop devices, swap, mounts below.
 
     Compares paths as text: following them would wait for a daemon that may be gone.
     """
@@ -262,7 +263,8 @@ def users_of(mountpoint: str) -> list[str]:
     with contextlib.suppress(OSError):
         swaps = [_unescape(line.split()[0]) for line in Path("/proc/swaps").read_text().splitlines()[1:]]
         users += [f"swap on {path}" for path in swaps if _inside(path, mountpoint)]
-    users += [f"mount at {entry.mountpoint}" for entry in mount_table() if entry.mountpoint.startswith(mountpoint + "/")]
+    below = [entry.mountpoint for entry in mount_table() if entry.mountpoint.startswith(mountpoint + "/")]
+    users += [f"mount at {path}" for path in below]
     return users
 
 

@@ -1,8 +1,8 @@
 """Notifications to the kernel: what it must forget or learn about a file it has cached.
 
 Writing one can wait for locks of the VFS that a request in flight holds (a lookup in the directory, the write-back of a
-page), and that request may need the engine or the trio thread to be answered. So they are written by worker threads, to a
-descriptor of their own, never by the engine and never by the trio thread.
+page), and that request may need the engine or the trio thread to be answered. So they are written by worker threads, to
+a descriptor of their own, never by the engine and never by the trio thread.
 
 The layouts are the kernel's (include/uapi/linux/fuse.h), native byte order.
 """

@@ -4,8 +4,8 @@ Owns what the kernel asks apart from IO; the engine answers IO itself and relays
 checks permissions (``default_permissions`` is always mounted). Promises that no handler raises anything but FUSEError,
 because anything else would end the mount: a bug is logged and becomes EIO.
 
-A volume's file behaves as a device node would: its size is the volume's and cannot be set; ``O_TRUNC`` is ignored; mode,
-owner and times can be changed and last as long as the mount. Nothing can be created, removed or renamed here.
+A volume's file behaves as a device node would: its size is the volume's and cannot be set; ``O_TRUNC`` is ignored;
+mode, owner and times can be changed and last as long as the mount. Nothing can be created, removed or renamed here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROOT_PERMISSIONS = 0o755
 FILE_PERMISSIONS = 0o644
 READ_ONLY_PERMISSIONS = 0o444
 
-# The kernel splits open(O_TRUNC) into an OPEN and, at once and from the same thread, a SETATTR of size 0 without handle.
+# The kernel makes of open(O_TRUNC) an OPEN and then, from the same thread, a SETATTR of size 0 without a handle.
 TRUNCATE_AFTER_OPEN_SECONDS = 1.0
 OPENS_REMEMBERED_MAX = 1024
 
@@ -125,7 +125,8 @@ class VolumeFiles(pyfuse3.Operations):  # type: ignore[misc, unused-ignore]
     @guarded
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         if name in (b".", b".."):
-            return self._root() if parent_inode == INODE_ROOT or name == b".." else self._file(self._volume(parent_inode))
+            is_file = name == b"." and parent_inode != INODE_ROOT
+            return self._file(self._volume(parent_inode)) if is_file else self._root()
         volume = self._table.by_name(name) if parent_inode == INODE_ROOT else None
         if volume is None:
             _refuse(errno.ENOENT)  # Not cached: a volume may be mapped at any time.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from pfvol.constants import IO_DEADLINE_SECONDS_DEFAULT
 from pfvol.errors import InvalidError
@@ -16,9 +17,10 @@ IO_DEADLINE_SECONDS_MAX = 24 * 3600.0
 
 # mount(8) hands these over from fstab; they say something to mount(8), systemd or the kernel's VFS, nothing to us.
 _GENERIC = frozenset(
-    "rw defaults auto noauto user nouser users owner group _netdev nofail async sync dirsync lazytime nolazytime "
-    "atime noatime diratime nodiratime relatime norelatime strictatime nostrictatime iversion noiversion silent loud "
-    "mand nomand".split()
+    ("rw", "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev", "nofail", "async")
+).union(
+    ("sync", "dirsync", "lazytime", "nolazytime", "atime", "noatime", "diratime", "nodiratime", "relatime"),
+    ("norelatime", "strictatime", "nostrictatime", "iversion", "noiversion", "silent", "loud", "mand", "nomand"),
 )
 _VFS = {"nodev": ("dev", False), "dev": ("dev", True), "nosuid": ("suid", False), "suid": ("suid", True)}
 _VFS |= {"noexec": ("exec_", False), "exec": ("exec_", True)}
@@ -77,7 +79,7 @@ def _apply(options: MountOptions, name: str, value: str | None) -> MountOptions:
             raise InvalidError(f"mount option {name!r} needs a value, as in {name}=…")
         if name == "io_deadline":
             return dataclasses.replace(options, io_deadline_seconds=_deadline(value))
-        return dataclasses.replace(options, **{name: value})
+        return _changed(options, name, value)
     if value is not None:
         raise InvalidError(f"mount option {name!r} is unknown or takes no value")
     match name:
@@ -91,11 +93,15 @@ def _apply(options: MountOptions, name: str, value: str | None) -> MountOptions:
             return options  # Always in force: the kernel checks modes and owners.
         case _ if name in _VFS:
             field, wanted = _VFS[name]
-            return dataclasses.replace(options, **{field: wanted})
+            return _changed(options, field, wanted)
     raise InvalidError(
         f"mount option {name!r} is unknown; known: direct, ro, allow_other, default_permissions, io_deadline=SECONDS, "
         "sdc=NAME, mdm=HOST:PORT, data_dir=DIR"
     )
+
+
+def _changed(options: MountOptions, field: str, value: Any) -> MountOptions:
+    return dataclasses.replace(options, **{field: value})
 
 
 def _deadline(text: str) -> float:

@@ -4,7 +4,7 @@ Owns the engine (``datapath.initiator.Initiator``) and the connection to the MDM
 the MDM may be away for any time: what runs goes on with the map, the addresses and the capabilities at hand. Promises
 that every question of the engine is answered in the end, or the volume it is about has gone.
 
-Atomic because no await stands between: all of ``_apply``; in ``_fetch_segment``, from the MDM's answer to ``set_segment``.
+Atomic because no await stands between: all of ``_apply``; in ``_fetch_segment``, from the answer to ``set_segment``.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class SdcSession:
         it, and if another process has registered under our name since, it must win over us and not we over it.
         """
         answer = await session.call("sdc.register", {"name": self.name, "version": __version__})
-        cluster_id = bytes.fromhex(answer["cluster_id"]) if isinstance(answer["cluster_id"], str) else answer["cluster_id"]
+        cluster_id = answer["cluster_id"]
         if not self._registered.is_set():
             self._cluster_id, self._sdc_id = cluster_id, answer["sdc_id"]
             self._incarnation = answer["incarnation"]
@@ -416,7 +416,7 @@ class SdcSession:
                 self._want_segment(volume_id, index)
             case ("capability_refused", volume_id, sds_id, status):
                 self._log_sometimes(
-                    ("refused", volume_id), "a capability was refused", volume_id=volume_id, sds_id=sds_id, status=status
+                    ("refused", volume_id), "a capability was refused", volume_id=volume_id, sds_id=sds_id, code=status
                 )
                 self._want_renewal()
             case ("unmounted",):

@@ -14,7 +14,7 @@ from typing import Any, Self
 from pfvol.constants import INODE_VOLUME_BASE, VOLUME_SIZE_BYTES_MAX
 from pfvol.errors import ProtocolError
 
-CAPABILITY_PERMISSION_BYTES = 24  # version, mode, SDC, volume and mapping ids; then comes the expiry (pfvol/capability.py)
+CAPABILITY_PERMISSION_BYTES = 24  # version, mode, SDC, volume, mapping; the expiry follows (pfvol/capability.py)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,16 +83,12 @@ class Volume:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Changes:
-    """What to do to get from one set of volumes to another. A volume is in one list, or in ``changed`` and ``resized``."""
+    """What to do to get from one set of volumes to another; a volume is in one list at most."""
 
     added: tuple[Volume, ...] = ()
     removed: tuple[Volume, ...] = ()
     changed: tuple[tuple[Volume, Volume], ...] = ()
     """(old, new): access mode, limits, name or size differ."""
-
-    @property
-    def resized(self) -> tuple[Volume, ...]:
-        return tuple(new for old, new in self.changed if old.size_bytes != new.size_bytes)
 
 
 def diff(old: Mapping[int, Volume], new: Mapping[int, Volume]) -> Changes:
@@ -123,7 +119,7 @@ def volumes_from_wire(bodies: Iterable[Mapping[str, Any]]) -> dict[int, Volume]:
 
 @dataclasses.dataclass(slots=True)
 class FileState:
-    """What this mount keeps of a volume's file beyond the volume: as for a device node, it lasts as long as the node."""
+    """What this mount keeps of a volume's file beyond the volume, for as long as the volume is mapped."""
 
     generation: int
     mode: int | None = None
