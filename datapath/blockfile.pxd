@@ -22,7 +22,7 @@ cdef struct Device:
     int failed                       # errno that took the device out of service, 0 in service
     bint needs_sync                  # shard: something was written since device_sync_begin
     void* journal                    # journal.pxd: struct Journal
-    void* private                    # blockfile.pyx's own
+    void* own                        # blockfile.pyx's struct Own
 
 # -- shard
 # Gives a slot to the chunk: punches and preallocates nothing but the tags, fills 1024 never-written tags, writes the
@@ -67,5 +67,15 @@ cdef int device_verify_slot(Device* d, uint64_t volume_id, uint32_t chunk_index,
 # A Python object owns the Device; the target borrows the pointer while it runs.
 cdef class BlockDevice:
     cdef Device* device
-    cdef object path
+    cdef readonly object path
+    cdef uint32_t lost_count
+    cdef bint was_clean
     cdef dict __dict__
+    cdef lock(self)
+    cdef map_files(self)
+    cdef rise(self, bytes boot_id)
+    cdef prepare(self)
+    cdef release(self)
+    cdef Device* opened(self) except NULL
+    cdef Device* used_slot(self, uint32_t slot, uint32_t block=*) except NULL
+    cdef collect_vacant(self)

@@ -7,7 +7,9 @@
 #   slots        slots * 32      struct SlotEntry, mmapped
 #   tags         slots * 16 KiB  struct Tag[1024] per slot, mmapped; preallocated when the slot is, so that a store to
 #                                the mapping cannot meet a full disk
-#   journal      two halves      struct JournalHeader + struct JournalRecord[], generation g uses half g % 2
+#   journal      two halves      generation g uses half g % 2: a JOURNAL_BLOCK with struct JournalHeader,
+#                                then JOURNAL_RECORDS_PER_SLOT * slots + JOURNAL_RECORDS_EXTRA struct JournalRecord,
+#                                the half rounded up to a JOURNAL_BLOCK
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
@@ -18,8 +20,17 @@ cdef enum:
     SLOT_ENTRY_SIZE = 32
     JOURNAL_RECORD_SIZE = 64
     JOURNAL_BLOCK = 4096
+    JOURNAL_RECORDS_PER_SLOT = 6     # three for a running device, the rest for what a recovery carries over
+    JOURNAL_RECORDS_EXTRA = 64
+    SUPERBLOCK_BLOCK = 4096
+    SLOT_SIZE = 4194304
+    SLOT_COUNT_MAX = 16777216        # 64 TiB a device
+    INCARNATION_MAX = 1048575        # the 20 bits it has in a seq
+    DEVICE_INDEX_MAX = 65535
+    SDS_ID_MAX = 65535               # the 16 bits it has in a map entry
     SLOT_FREE = 0
     SLOT_USED = 1
+    SLOT_LOST = 2                    # recovery cannot tell what it holds: kept, reported, never given out
     SLOT_NONE = 0xffffffff
 
 cdef extern from *:
@@ -51,9 +62,9 @@ cdef packed struct Tag:
 cdef packed struct SlotEntry:
     uint64_t volume_id
     uint32_t chunk_index
-    uint32_t state                   # SLOT_FREE or SLOT_USED
+    uint32_t state                   # SLOT_FREE, SLOT_USED or SLOT_LOST
     uint32_t epoch                   # of the chunk when the slot was given out
-    uint32_t reserved
+    uint32_t generation              # low half of the journal generation in which the entry was written
     uint32_t slot                    # its own number: a misplaced entry shows
     uint32_t crc                     # of the 28 bytes before it; a free entry is all zeros or has a good crc
 
@@ -93,6 +104,7 @@ cdef packed struct JournalRecord:
     uint64_t index                   # position in the half, from 0
     uint64_t volume_id
     uint32_t chunk_index
-    uint32_t slot
+    uint32_t slot                    # SLOT_NONE in a JOURNAL_DIRTY: the chunk holds no slot any more
     uint32_t epoch
-    uint32_t reserved[5]
+    uint32_t incarnation             # never goes back within a half: what an older process left behind the end shows
+    uint32_t reserved[4]

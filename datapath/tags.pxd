@@ -1,5 +1,5 @@
 # Tags: who wrote a block, and what its bytes must be. Pure functions on struct Tag.
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from datapath.ondisk cimport Tag, TAG_HOLE, TAG_UNKNOWN, SEQ_MASK
 
 cdef uint32_t tag_fold(uint32_t epoch, uint64_t seq) noexcept nogil
@@ -9,6 +9,9 @@ cdef void tag_set(Tag* tag, uint32_t check, uint32_t epoch, uint64_t seq) noexce
 cdef uint32_t tag_check(const Tag* tag) noexcept nogil
 # The tag of a block never written: (0, TAG_HOLE), check of zeros.
 cdef void tag_set_never(Tag* tag, uint64_t volume_id, uint32_t chunk_index, uint32_t block) noexcept nogil
+# Compares 1024 blocks with 1024 tags: fills bad[128] (one bit a block) and returns the count of bad ones.
+cdef int tags_verify(const Tag* tags, uint64_t volume_id, uint32_t chunk_index, const char* data,
+                     uint8_t* bad) noexcept nogil
 
 cdef inline bint tag_newer(uint32_t epoch, uint64_t seq, const Tag* than) noexcept nogil:
     """(epoch, seq) names a later write than the tag; flags do not count."""
@@ -19,5 +22,9 @@ cdef inline bint tag_newer(uint32_t epoch, uint64_t seq, const Tag* than) noexce
 cdef inline bint tag_is_hole(const Tag* tag) noexcept nogil:
     return (tag.seq & TAG_HOLE) != 0
 
+cdef inline bint tag_is_blank(const Tag* tag) noexcept nogil:
+    """All zeros: no tag was ever written here."""
+    return tag.check == 0 and tag.epoch == 0 and tag.seq == 0
+
 cdef inline bint tag_is_unknown(const Tag* tag) noexcept nogil:
-    return (tag.seq & TAG_UNKNOWN) != 0 or (tag.check == 0 and tag.epoch == 0 and tag.seq == 0)
+    return (tag.seq & TAG_UNKNOWN) != 0 or tag_is_blank(tag)
