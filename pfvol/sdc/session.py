@@ -421,8 +421,12 @@ class SdcSession:
                 self._want_renewal()
             case ("unmounted",):
                 self.unmounted.set()
+            case ("relay_closed",):
+                pass  # pyfuse3 is ending because the mount is, or has failed, which ends the mount.
             case ("io_error", volume_id, code, message):
                 self._on_io_error(volume_id, code, message)
+            case ("past_end", volume_id):
+                self._want_size_corrected(volume_id)
             case ("checksum_error", volume_id, chunk_index, sds_id):
                 self._log.error("a block did not verify", volume_id=volume_id, chunk_index=chunk_index, sds_id=sds_id)
             case _:
@@ -433,8 +437,6 @@ class SdcSession:
         self._log_sometimes(
             ("io", volume_id, code), "an application got an error", volume_id=volume_id, errno=name, reason=message
         )
-        if code in (errno.EFBIG, errno.ENOSPC):
-            self._want_size_corrected(volume_id)
 
     async def _report_loop(self, engine: Initiator) -> None:
         """Raw counters each second; what cannot be said while the MDM is away is in the next report."""
