@@ -25,7 +25,7 @@ from pfvol.sdc.operations import VolumeFiles
 from pfvol.sdc.options import MountOptions, parse_options
 from pfvol.sdc.session import SdcSession
 
-REGISTER_TIMEOUT_SECONDS = 20.0
+REGISTER_TIMEOUT_SECONDS = 10.0
 ANSWER_TIMEOUT_SECONDS = 10.0
 FLUSH_TIMEOUT_SECONDS = 15.0
 RELAY_BUFFER_BYTES = 4 * 1024 * 1024  # the largest message is one of 1 MiB; the kernel may cap this for users

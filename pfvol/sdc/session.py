@@ -21,7 +21,7 @@ from datapath import wire
 from datapath.initiator import Initiator
 from pfvol import __version__, handshake
 from pfvol.constants import CHUNK_SIZE_BYTES, HEARTBEAT_SECONDS, INODE_ROOT, RPC_TIMEOUT_SECONDS, SEGMENT_CHUNKS
-from pfvol.errors import Error, NotFoundError, ProtocolError, TimedOutError
+from pfvol.errors import Error, NotFoundError, ProtocolError, UnreachableError
 from pfvol.log import get_logger
 from pfvol.rpc.client import Reconnecting, Session
 from pfvol.sdc import notify
@@ -50,6 +50,7 @@ class SdcSession:
         self.table = VolumeTable()
         self.unmounted = trio.Event()
         """Set when the kernel says that the mount is gone."""
+        self._mdm_address = f"{mdm[0]}:{mdm[1]}"
         self._secret = secret
         self._io_deadline_seconds = io_deadline_seconds
         self._log = get_logger(__name__).bind(sdc=name)
@@ -81,7 +82,7 @@ class SdcSession:
     async def run(self, register_timeout_seconds: float, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Runs until cancelled. Started: the MDM knows us.
 
-        Raises TimedOutError if the MDM does not answer in time, UnauthorizedError if it does not want us.
+        Raises UnreachableError if the MDM does not answer in time, UnauthorizedError if it does not want us.
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -90,7 +91,9 @@ class SdcSession:
                 with trio.move_on_after(register_timeout_seconds) as waiting:
                     await self._registered.wait()
                 if waiting.cancelled_caught:
-                    raise TimedOutError(f"the MDM does not answer within {register_timeout_seconds:g} s")
+                    raise UnreachableError(
+                        f"no MDM answers at {self._mdm_address} within {register_timeout_seconds:g} s; is the cluster up?"
+                    )
                 nursery.start_soon(self._refresh_loop)
                 nursery.start_soon(self._renewal_loop)
                 task_status.started()
