@@ -16,6 +16,7 @@ from mdm import capacity, health
 from mdm.events import Event
 from mdm.identity import Kind, external_id, resolve
 from mdm.model import FaultSet, Health, Pool, ProtectionDomain, Sdc, Sds, SdsState, State, Volume
+from mdm.verify import Difference, VerifyReport
 from pfvol import __version__
 from pfvol.constants import (
     BLOCK_SIZE_BYTES,
@@ -271,6 +272,17 @@ class View:
                 "replicas": replicas,
             }
 
+    def verify_report(self, volume_id: int, name: str, report: VerifyReport) -> Object:
+        """``name``: the volume's, which may be gone from the state by now."""
+        return {
+            "volume_id": self.id_of(Kind.VOLUME, volume_id),
+            "name": name,
+            "chunks_checked": report.chunks,
+            "blocks_checked": report.blocks,
+            "problem_count": report.count,
+            "problems": [self._difference(item) for item in report.differences],
+        }
+
     def event(self, event: Event) -> Object:
         row: Object = {"id": event.event_id, "time": event.time, "type": event.type, "message": event.message}
         for key, kind in (
@@ -334,6 +346,17 @@ class View:
             "chunk_count": chunks.total,
             "degraded_chunk_count": chunks.degraded,
             "failed_chunk_count": chunks.failed,
+        }
+
+    def _difference(self, item: Difference) -> Object:
+        sds = None if item.sds_id is None else self.state.sds.get(item.sds_id)
+        return {
+            "chunk": item.chunk,
+            "block": item.block,
+            "problem": item.problem,
+            "sds_id": None if item.sds_id is None else self.id_of(Kind.SDS, item.sds_id),
+            "sds_name": None if sds is None else sds.name,
+            "detail": item.detail,
         }
 
     def _replica(self, sds_id: int, role: str, rebuilding: bool) -> Object:

@@ -24,7 +24,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     factor = _UNITS.get(match[2].upper()) if match else None
     if match is None or factor is None:
-        raise InvalidError(f"{text!r} is not a size: a number and a unit, such as 800MB (decimal), 1.5GiB or 2G (binary)")
+        raise InvalidError(f"{text!r} is not a size: a number and a unit, such as 800MB (decimal) or 1.5GiB (binary)")
     size = Decimal(match[1]) * factor
     if size != int(size):
         raise InvalidError(f"{text!r} is not a whole number of bytes")

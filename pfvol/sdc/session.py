@@ -21,7 +21,7 @@ from datapath import wire
 from datapath.initiator import Initiator
 from pfvol import __version__, handshake
 from pfvol.constants import CHUNK_SIZE_BYTES, HEARTBEAT_SECONDS, INODE_ROOT, RPC_TIMEOUT_SECONDS, SEGMENT_CHUNKS
-from pfvol.errors import Error, NotFoundError, ProtocolError, TimedOutError
+from pfvol.errors import Error, NotFoundError, ProtocolError, UnreachableError
 from pfvol.log import get_logger
 from pfvol.rpc.client import Reconnecting, Session
 from pfvol.sdc import notify
@@ -50,6 +50,7 @@ class SdcSession:
         self.table = VolumeTable()
         self.unmounted = trio.Event()
         """Set when the kernel says that the mount is gone."""
+        self._mdm_address = f"{mdm[0]}:{mdm[1]}"
         self._secret = secret
         self._io_deadline_seconds = io_deadline_seconds
         self._log = get_logger(__name__).bind(sdc=name)
@@ -81,7 +82,7 @@ class SdcSession:
     async def run(self, register_timeout_seconds: float, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Runs until cancelled. Started: the MDM knows us.
 
-        Raises TimedOutError if the MDM does not answer in time, UnauthorizedError if it does not want us.
+        Raises UnreachableError if the MDM does not answer in time, UnauthorizedError if it does not want us.
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -90,7 +91,9 @@ class SdcSession:
                 with trio.move_on_after(register_timeout_seconds) as waiting:
                     await self._registered.wait()
                 if waiting.cancelled_caught:
-                    raise TimedOutError(f"the MDM does not answer within {register_timeout_seconds:g} s")
+                    raise UnreachableError(
+                        f"no MDM answers at {self._mdm_address} within {register_timeout_seconds:g} s; is it up?"
+                    )
                 nursery.start_soon(self._refresh_loop)
                 nursery.start_soon(self._renewal_loop)
                 task_status.started()
@@ -421,8 +424,12 @@ class SdcSession:
                 self._want_renewal()
             case ("unmounted",):
                 self.unmounted.set()
+            case ("relay_closed",):
+                pass  # pyfuse3 is ending because the mount is, or has failed, which ends the mount.
             case ("io_error", volume_id, code, message):
                 self._on_io_error(volume_id, code, message)
+            case ("past_end", volume_id):
+                self._want_size_corrected(volume_id)
             case ("checksum_error", volume_id, chunk_index, sds_id):
                 self._log.error("a block did not verify", volume_id=volume_id, chunk_index=chunk_index, sds_id=sds_id)
             case _:
@@ -433,8 +440,6 @@ class SdcSession:
         self._log_sometimes(
             ("io", volume_id, code), "an application got an error", volume_id=volume_id, errno=name, reason=message
         )
-        if code in (errno.EFBIG, errno.ENOSPC):
-            self._want_size_corrected(volume_id)
 
     async def _report_loop(self, engine: Initiator) -> None:
         """Raw counters each second; what cannot be said while the MDM is away is in the next report."""
