@@ -84,7 +84,9 @@ def truncate(path: Path) -> None:
 
 
 DAMAGES = [("superblock", flip)] + [
-    (file, damage) for file in ("superblock", "slots", "tags", "blocks", "journal") for damage in (truncate, Path.unlink)
+    (file, damage)
+    for file in ("superblock", "slots", "tags", "blocks", "journal")
+    for damage in (truncate, Path.unlink)
 ]
 
 
