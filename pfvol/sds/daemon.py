@@ -21,7 +21,7 @@ from pfvol.constants import HEARTBEAT_SECONDS
 from pfvol.errors import ConfigError, ConflictError, Error, InvalidError, NotFoundError, ProtocolError
 from pfvol.log import get_logger
 from pfvol.node import Node
-from pfvol.rpc.auth import read_secret
+from pfvol.rpc.auth import load_secret
 from pfvol.rpc.client import Reconnecting, Session
 from pfvol.sds import acceptor
 from pfvol.sds.devices import Devices, load_state, parse_specs
@@ -48,10 +48,12 @@ class Sds:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._config = node.config.sds
-        self._secret = read_secret(node.config.secret_file)
+        self._secret = load_secret(node.config.secret_file)
         self._directory = node.config.node_dir
         self._devices = Devices(self._directory, load_state(self._directory))
         self._log = get_logger("sds")
+        # A node that is the MDM too need not say where the MDM is.
+        self._mdm_address = node.config.cluster.mdm or (node.config.node.bind, node.config.mdm.control_port)
         self._data_address: tuple[str, int] = ("", 0)
         self._http_address: tuple[str, int] | None = None
         self._server: Server | None = None

@@ -1,4 +1,4 @@
-"""Goal: the SDS's decisions reach its engine, in the right order, whatever the MDM does meanwhile (a recorder plays the engine)."""
+"""Goal: the SDS's decisions reach its engine (played by a recorder), in order, whatever the MDM does meanwhile."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Engine:
 
 
 class Mdm:
-    """Answers from ``volumes`` and ``maps``; while ``away`` nobody is there; a method in ``held`` waits to be released."""
+    """Answers from ``volumes`` and ``maps``; nobody is there while ``away``; a method in ``held`` waits."""
 
     def __init__(self) -> None:
         self.volumes: dict[int, dict[str, Any]] = {}
