@@ -31,3 +31,12 @@ def parse_size(text: str) -> int:
     if size > SIZE_BYTES_MAX:
         raise InvalidError(f"{text!r} is more than any volume can have")
     return int(size)
+
+
+def format_size(size_bytes: int) -> str:
+    """A size for people: binary units, at most two decimals (``1.5 GiB``, ``512 MiB``, ``0 B``)."""
+    for power in range(len(_PREFIXES), 0, -1):
+        if abs(size_bytes) >= 1024**power:
+            text = f"{size_bytes / 1024**power:.2f}".rstrip("0").rstrip(".")
+            return f"{text} {_PREFIXES[power - 1]}iB"
+    return f"{size_bytes} B"

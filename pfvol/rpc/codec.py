@@ -1,7 +1,7 @@
 """Values to frames and back: u32 little-endian length, then one msgpack value. Pure.
 
 What is received is hostile until it has passed ``decode``; what we send passes the same limits, so that a mistake shows at the
-sender. Keys of maps are texts; there are no extension types; depth, lengths and the whole message are limited.
+sender. Keys of maps are texts or numbers; there are no extension types; depth, lengths and the whole message are limited.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def decode(body: bytes) -> Any:
         value = msgpack.unpackb(
             body,
             raw=False,
-            strict_map_key=True,
+            strict_map_key=False,  # numbers are keys too (counters per volume); _check refuses the rest
             max_str_len=size,
             max_bin_len=size,
             max_array_len=min(size, ARRAY_LENGTH_MAX),
@@ -70,13 +70,13 @@ def _no_extension(code: int, _: bytes) -> Any:
 
 
 def _check(value: Any, depth: int) -> None:
-    """Raises ``ValueError`` for a value that is nested too deeply or has keys that are not texts."""
+    """Raises ``ValueError`` for a value that is nested too deeply or has keys that are neither texts nor numbers."""
     if isinstance(value, dict):
         if depth == 0:
             raise ValueError("nested too deeply")
         for key, item in value.items():
-            if not isinstance(key, str):
-                raise ValueError(f"a key that is not a text: {key!r}"[:80])
+            if not isinstance(key, str) and type(key) is not int:
+                raise ValueError(f"a key that is neither text nor number: {key!r}"[:80])
             if isinstance(item, dict | list | tuple):
                 _check(item, depth - 1)
     elif isinstance(value, list | tuple):
