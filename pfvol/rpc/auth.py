@@ -76,7 +76,9 @@ def load_secret(path: Path) -> bytes:
             mode = os.fstat(file.fileno()).st_mode
             secret = file.read(SECRET_BYTES + 1)
     except FileNotFoundError as error:
-        raise ConfigError(f"{path} is missing: copy the cluster's secret there, or give [cluster] secret_file") from error
+        raise ConfigError(
+            f"{path} is missing: copy the cluster's secret there, or give [cluster] secret_file"
+        ) from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     if len(secret) != SECRET_BYTES:

@@ -66,9 +66,7 @@ async def greet_client(transport: Transport, *, secret: bytes, cluster_id: bytes
     return peer
 
 
-def _believe(
-    hello: dict[str, Any], address: str, nonce: bytes, secret: bytes, cluster_id: bytes
-) -> tuple[Peer, bytes]:
+def _believe(hello: dict[str, Any], address: str, nonce: bytes, secret: bytes, cluster_id: bytes) -> tuple[Peer, bytes]:
     _check_version(hello)
     client_nonce = _bytes(hello, "nonce", auth.NONCE_BYTES)
     proof = _bytes(hello, "proof", auth.NONCE_BYTES)
@@ -100,7 +98,9 @@ def _check_version(hello: dict[str, Any]) -> None:
     if not isinstance(version, int) or isinstance(version, bool):
         raise ProtocolError("a hello without a version")
     if version != RPC_VERSION:
-        raise VersionError(f"the other side speaks control protocol {version}, this one {RPC_VERSION}: update the older")
+        raise VersionError(
+            f"the other side speaks control protocol {version}, this one {RPC_VERSION}: update the older"
+        )
 
 
 def _bytes(hello: dict[str, Any], key: str, length: int) -> bytes:

@@ -209,7 +209,9 @@ class Session:
                     try:
                         self._inbox.send_nowait(message)
                     except trio.WouldBlock:
-                        raise ProtocolError(f"{self.peer} sends notifications faster than they can be handled") from None
+                        raise ProtocolError(
+                            f"{self.peer} sends notifications faster than they can be handled"
+                        ) from None
 
     def _answered(self, answer: Answer) -> None:
         pending = self._pending.get(answer.id)
