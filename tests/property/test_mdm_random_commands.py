@@ -183,7 +183,7 @@ class Commands(RuleBasedStateMachine):
             assert encode(decode(type(sds), encode(sds))) == encode(sds)
 
 
-Commands.TestCase.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
+Commands.TestCase.settings = settings(max_examples=50, stateful_step_count=60, deadline=None)
 TestCommands = Commands.TestCase
 
 
@@ -217,7 +217,7 @@ def test_a_placement_is_found_exactly_when_there_is_one(
     copies: Counter[int] = Counter()
     shared = 0
     sets = {c.sds_id: ("set", c.fault_set_id) if c.fault_set_id else ("sds", c.sds_id) for c in candidates}
-    entries = list(struct.iter_unpack(SEGMENT_ENTRY_FORMAT, found.entries))
+    entries = list(struct.iter_unpack(SEGMENT_ENTRY_FORMAT, b"".join(found.pieces)))
     assert len(entries) == wanted
     for _, primary, secondary, _, _ in entries:
         assert primary != secondary

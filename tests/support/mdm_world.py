@@ -11,6 +11,7 @@ from mdm.commands import AddSds, Command, CreateFaultSet, CreatePool, CreateProt
 from mdm.events import Event, EventType
 from mdm.model import Cluster, Device, State
 from mdm.placement import count_pairs
+from mdm.store.base import Store
 from mdm.transition import apply
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -29,9 +30,11 @@ def new_cluster() -> Cluster:
 
 
 class World:
-    """Runs commands one after the other; every state on the way has to keep the invariants."""
+    """Runs commands one after the other, and commits them to a store if it has one. Every state on the way has to keep
+    the invariants."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store | None = None) -> None:
+        self.store = store
         self.state = State(cluster=new_cluster())
         self.now = START
         self.events: list[Event] = []
@@ -40,6 +43,8 @@ class World:
         self.now += timedelta(seconds=1)
         done = apply(self.state, command, self.now)
         assert invariants.check(done.state) == []
+        if self.store is not None and done.state is not self.state:
+            self.store.commit(done.state, done.changes, done.events)
         self.state = done.state
         self.events += done.events
         return done.result

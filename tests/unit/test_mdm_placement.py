@@ -21,13 +21,13 @@ def candidate(sds_id: int, *, weight: int = 100, limit: int = 10**9, fault_set: 
 def placed(chunks: int, candidates: list[Candidate], *, first_chunk: int = 0, seed: int = 1) -> Placed:
     found = place(chunks, candidates, first_chunk=first_chunk, seed=seed)
     assert found is not None
-    assert len(found.entries) == chunks * SEGMENT_ENTRY_BYTES
-    assert count_pairs([found.entries]) == found.pairs
+    assert sum(map(len, found.pieces)) == chunks * SEGMENT_ENTRY_BYTES
+    assert count_pairs(found.pieces) == found.pairs
     return found
 
 
 def entries_of(found: Placed) -> list[tuple[int, int, int, int, int]]:
-    return list(struct.iter_unpack(SEGMENT_ENTRY_FORMAT, found.entries))
+    return list(struct.iter_unpack(SEGMENT_ENTRY_FORMAT, b"".join(found.pieces)))
 
 
 def copies_of(found: Placed) -> Counter[int]:
@@ -139,8 +139,8 @@ def test_large_limits_of_one_sds_do_not_make_up_for_missing_partners() -> None:
 def test_the_same_arguments_give_the_same_map_and_another_seed_another() -> None:
     candidates = [candidate(sds_id, fault_set=sds_id % 2) for sds_id in range(1, 9)]
     again = list(reversed(candidates))
-    assert placed(3000, candidates).entries == placed(3000, again).entries
-    assert placed(3000, candidates).entries != placed(3000, candidates, seed=2).entries
+    assert placed(3000, candidates).pieces == placed(3000, again).pieces
+    assert placed(3000, candidates).pieces != placed(3000, candidates, seed=2).pieces
 
 
 def test_the_emptiest_sdss_are_taken_first_for_single_chunks() -> None:
@@ -174,5 +174,5 @@ def test_one_tebibyte_is_placed_fast(count: int) -> None:
 
 
 def test_counting_pairs_of_repeated_segments() -> None:
-    segment = placed(SEGMENT_CHUNKS, [candidate(1), candidate(2)]).entries
+    segment = b"".join(placed(SEGMENT_CHUNKS, [candidate(1), candidate(2)]).pieces)
     assert sum(count_pairs([segment, segment, segment[:120]]).values()) == 2 * SEGMENT_CHUNKS + 10
