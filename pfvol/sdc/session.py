@@ -92,7 +92,7 @@ class SdcSession:
                     await self._registered.wait()
                 if waiting.cancelled_caught:
                     raise UnreachableError(
-                        f"no MDM answers at {self._mdm_address} within {register_timeout_seconds:g} s; is the cluster up?"
+                        f"no MDM answers at {self._mdm_address} within {register_timeout_seconds:g} s; is it up?"
                     )
                 nursery.start_soon(self._refresh_loop)
                 nursery.start_soon(self._renewal_loop)
