@@ -68,4 +68,14 @@ cdef int device_verify_slot(Device* d, uint64_t volume_id, uint32_t chunk_index,
 cdef class BlockDevice:
     cdef Device* device
     cdef readonly object path
+    cdef uint32_t lost_count
+    cdef bint was_clean
     cdef dict __dict__
+    cdef lock(self)
+    cdef map_files(self)
+    cdef rise(self, bytes boot_id)
+    cdef prepare(self)
+    cdef release(self)
+    cdef Device* opened(self) except NULL
+    cdef Device* used_slot(self, uint32_t slot, uint32_t block=*) except NULL
+    cdef collect_vacant(self)

@@ -30,6 +30,7 @@ cdef enum:
     SDS_ID_MAX = 65535               # the 16 bits it has in a map entry
     SLOT_FREE = 0
     SLOT_USED = 1
+    SLOT_LOST = 2                    # recovery cannot tell what it holds: kept, reported, never given out
     SLOT_NONE = 0xffffffff
 
 cdef extern from *:
@@ -61,7 +62,7 @@ cdef packed struct Tag:
 cdef packed struct SlotEntry:
     uint64_t volume_id
     uint32_t chunk_index
-    uint32_t state                   # SLOT_FREE or SLOT_USED
+    uint32_t state                   # SLOT_FREE, SLOT_USED or SLOT_LOST
     uint32_t epoch                   # of the chunk when the slot was given out
     uint32_t generation              # low half of the journal generation in which the entry was written
     uint32_t slot                    # its own number: a misplaced entry shows

@@ -41,7 +41,7 @@ cdef int tags_verify(const Tag* tags, uint64_t volume_id, uint32_t chunk_index, 
     cdef int count = 0
     cdef Tag tag
     memset(bad, 0, TAGS_PER_SLOT // 8)
-    for block in range(TAGS_PER_SLOT):
+    for block in range(<uint32_t>TAGS_PER_SLOT):
         tag = tags[block]
         check = crc32c(block_seed(volume_id, chunk_index, block), data + <size_t>block * BLOCK_SIZE, BLOCK_SIZE)
         if tag_is_blank(&tag) or check != tag_check(&tag):

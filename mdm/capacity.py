@@ -1,12 +1,12 @@
 """What fits: pool quotas, thick reservations, and the candidates that placement may use. Pure.
 
-A pool's capacity is a net quota: user data before copies. A thick volume reserves its whole size in the pool and a slot for
-each copy on the SDSs, when it is created or extended; it is refused when either cannot hold it. A thin volume reserves
-nothing and is refused only for its size: it may overcommit, and a write that finds no slot gets ENOSPC.
+A pool's capacity is a net quota: user data before copies. A thick volume reserves its whole size in the pool and a slot
+for each copy on the SDSs, when it is created or extended; it is refused when either cannot hold it. A thin volume
+reserves nothing and is refused only for its size: it may overcommit, and a write that finds no slot gets ENOSPC.
 
-Of each SDS ``spare_percent`` of the slots is kept free of thick volumes, so that after a failure there is room to rebuild
-into. By default (None) that is 10 % as in PowerFlex, but nothing in a protection domain of fewer than three SDSs: with two
-there is nowhere to rebuild to, and the space would only be lost.
+Of each SDS ``spare_percent`` of the slots is kept free of thick volumes, so that after a failure there is room to
+rebuild into. By default (None) that is 10 % as in PowerFlex, but nothing in a protection domain of fewer than three
+SDSs: with two there is nowhere to rebuild to, and the space would only be lost.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
 """Where the two copies of every chunk go. Pure, and the same for the same arguments.
 
-Promises, in this order: the copies of a chunk are on two SDSs; no SDS gets more than its limit; as few chunks as possible
-have both copies in one fault set (none when that can be); each SDS gets its share by weight, of copies as of primaries,
-in a whole volume and in any longer stretch of it; the partners of one SDS are spread, so that many sources can rebuild it.
-A solution is found whenever one exists: two copies fit if and only if the SDSs can hold 2 n copies with none counted for
-more than n (n chunks), and every step below keeps that true.
+Promises, in this order: the copies of a chunk are on two SDSs; no SDS gets more than its limit; as few chunks as
+possible have both copies in one fault set (none when that can be); each SDS gets its share by weight, of copies as of
+primaries, in a whole volume and in any longer stretch of it; the partners of one SDS are spread, so that many sources
+can rebuild it. A solution is found whenever one exists: two copies fit if and only if the SDSs can hold 2 n copies with
+none counted for more than n (n chunks), and every step below keeps that true.
 
-How: shares are cut top down (fault sets, then their SDSs) by weight under caps. The volume is then cut into rounds, each
-taking its proportional part of what is left, rounded so that the rest stays solvable. Within a round all copies are laid
-in a row, SDS by SDS and fault set by fault set in a shuffled order, and copy k goes with copy k + n: a run of at most n
-never meets itself, which settles both the SDSs and the fault sets. The work is per round and SDS, not per chunk.
+How: shares are cut top down (fault sets, then their SDSs) by weight under caps. The volume is then cut into rounds,
+each taking its proportional part of what is left, rounded so that the rest stays solvable. Within a round all copies
+are laid in a row, SDS by SDS and fault set by fault set in a shuffled order, and copy k goes with copy k + n: a run of
+at most n never meets itself, which settles both the SDSs and the fault sets. The work is per round and SDS, not per
+chunk.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ GOLDEN = 0.6180339887498949  # neighbours in a round end up this part of the rou
 class Candidate:
     """An SDS that may get copies.
 
-    ``weight`` is its share by capacity (at least 1), ``limit`` the most copies it can take, ``load`` how full it is already
-    (any unit, the same for all; breaks ties), ``primary_excess`` how many more than half of its copies are primaries, twice.
+    ``weight`` is its share by capacity (at least 1), ``limit`` the most copies it can take, ``load`` how full it is
+    already (any unit, the same for all; breaks ties), ``primary_excess`` how many more than half of its copies are
+    primaries, twice.
     """
 
     sds_id: int
@@ -124,7 +126,8 @@ def _cut(chunks: int, groups: list[_Share]) -> None:
     """Gives every group and every SDS its copies of the whole volume."""
     caps = [min(group.cap, chunks) for group in groups]
     if sum(caps) < 2 * chunks:
-        # Only one group can be larger than n. It has to hold both copies of some chunks: of as few as the others' caps allow.
+        # Only one group can be larger than n. It has to hold both copies of some chunks: of as few as the
+        # others' caps allow.
         large = max(range(len(groups)), key=lambda index: groups[index].cap)
         caps[large] = 2 * chunks - (sum(caps) - caps[large])
     _share_out(2 * chunks, groups, caps)

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from mdm import capacity, health
 from mdm.events import Event
 from mdm.identity import Kind, external_id, resolve
-from mdm.model import FaultSet, Health, Pool, ProtectionDomain, Sdc, Sds, SdsState, State, Volume, VolumeState
+from mdm.model import FaultSet, Health, Pool, ProtectionDomain, Sdc, Sds, SdsState, State, Volume
+from mdm.verify import Difference, VerifyReport
 from pfvol import __version__
 from pfvol.constants import (
     BLOCK_SIZE_BYTES,
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 Object = dict[str, Any]
 
 GB = 1_000_000_000
-_WORST_FIRST = (Health.FAILED, Health.DEGRADED, Health.OK)
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,6 @@ class Chunks:
         if self.failed:
             return Health.FAILED
         return Health.DEGRADED if self.degraded else Health.OK
-
-
-def worst(healths: Iterable[Health]) -> Health:
-    found = set(healths)
-    return next((health for health in _WORST_FIRST if health in found), Health.OK)
 
 
 def with_gb(row: Object) -> Object:
@@ -80,9 +76,9 @@ class View:
     # -- what follows from where copies are
 
     @cached_property
-    def serving(self) -> frozenset[int]:
-        """SDSs that answer IO: all but those DOWN."""
-        return frozenset(sds.sds_id for sds in self.state.sds.values() if sds.state is not SdsState.DOWN)
+    def down(self) -> frozenset[int]:
+        """SDSs that answer no IO."""
+        return health.down(self.state)
 
     @cached_property
     def used_bytes(self) -> Mapping[int, int]:
@@ -101,17 +97,11 @@ class View:
         total = degraded = failed = 0
         for volume in volumes:
             for pair, count in volume.placement.items():
-                alive = sum(sds_id in self.serving for sds_id in pair)
+                lost = sum(sds_id in self.down for sds_id in pair)
                 total += count
-                degraded += count if alive == 1 else 0
-                failed += count if alive == 0 else 0
+                degraded += count if lost == 1 else 0
+                failed += count if lost == 2 else 0
         return Chunks(total, degraded, failed)
-
-    def volume_state(self, volume: Volume) -> VolumeState:
-        health = self.chunks_of([volume]).health
-        if health is not Health.OK:
-            return VolumeState(health.value)
-        return VolumeState.IN_USE if volume.mappings else VolumeState.AVAILABLE
 
     # -- objects
 
@@ -161,7 +151,7 @@ class View:
                 "provisioned_capacity_bytes": sum(volume.size_bytes for volume in volumes),
                 "rebuild_rate_limit_mbps": pool.rebuild_rate_limit_mbps,
                 "rebuild_delay_seconds": pool.rebuild_delay_seconds,
-                "spare_percent": pool.spare_percent,
+                "spare_percent": capacity.spare_percent(self.state, pool),
                 "sds_count": len(self.state.sds_of(pool.pd_id)),
                 "created_at": pool.created_at,
             }
@@ -170,11 +160,11 @@ class View:
 
     def pool_health(self, pool: Pool) -> Object:
         sds = self.state.sds_of(pool.pd_id)
-        up = [item for item in sds if item.sds_id in self.serving]
+        down = sum(item.sds_id in self.down for item in sds)
         return self._named(Kind.POOL, pool.pool_id, pool.name) | {
             "reasons": list(self.pool_reasons(pool)),
-            "sds_up": len(up),
-            "sds_down": len(sds) - len(up),
+            "sds_up": len(sds) - down,
+            "sds_down": down,
             **self._pool_condition(pool),
         }
 
@@ -245,7 +235,7 @@ class View:
                 "provisioning": volume.provisioning,
                 "size_bytes": volume.size_bytes,
                 "used_capacity_bytes": self.used_by(volume),
-                "state": self.volume_state(volume),
+                "state": health.volume_state(volume, self.down),
                 "health": chunks.health,
                 "chunk_count": chunks.total,
                 "degraded_chunk_count": chunks.degraded,
@@ -282,6 +272,17 @@ class View:
                 "replicas": replicas,
             }
 
+    def verify_report(self, volume_id: int, name: str, report: VerifyReport) -> Object:
+        """``name``: the volume's, which may be gone from the state by now."""
+        return {
+            "volume_id": self.id_of(Kind.VOLUME, volume_id),
+            "name": name,
+            "chunks_checked": report.chunks,
+            "blocks_checked": report.blocks,
+            "problem_count": report.count,
+            "problems": [self._difference(item) for item in report.differences],
+        }
+
     def event(self, event: Event) -> Object:
         row: Object = {"id": event.event_id, "time": event.time, "type": event.type, "message": event.message}
         for key, kind in (
@@ -307,7 +308,7 @@ class View:
             {
                 "cluster_id": state.cluster.cluster_id.hex(),
                 "version": __version__,
-                "health": worst(healths),
+                "health": health.worst(healths),
                 "reasons": reasons,
                 "pd_count": len(state.pds),
                 "pool_count": len(pools),
@@ -347,12 +348,23 @@ class View:
             "failed_chunk_count": chunks.failed,
         }
 
+    def _difference(self, item: Difference) -> Object:
+        sds = None if item.sds_id is None else self.state.sds.get(item.sds_id)
+        return {
+            "chunk": item.chunk,
+            "block": item.block,
+            "problem": item.problem,
+            "sds_id": None if item.sds_id is None else self.id_of(Kind.SDS, item.sds_id),
+            "sds_name": None if sds is None else sds.name,
+            "detail": item.detail,
+        }
+
     def _replica(self, sds_id: int, role: str, rebuilding: bool) -> Object:
         return {
             "sds_id": self.id_of(Kind.SDS, sds_id),
             "sds_name": self.state.sds[sds_id].name,
             "role": role,
-            "is_available": sds_id in self.serving and not rebuilding,
+            "is_available": sds_id not in self.down and not rebuilding,
             "is_rebuilding": rebuilding,
         }
 

@@ -25,6 +25,7 @@ from pfvol.errors import ConfigError, ConflictError
 if TYPE_CHECKING:
     from mdm.orchestrator import Orchestrator
 
+PORT_MAX = 65535
 ROUTERS = (pd.router, fault_set.router, pool.router, sds.router, sdc.router, vol.router, event.router, system.router)
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     422: {"model": schemas.Problem, "description": "The request does not fit the schema."},
@@ -62,11 +63,13 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 def bind(host: str, port: int) -> socket.socket:
     """A bound socket; port 0 takes a free one. Raises ``ConflictError`` for a port in use."""
+    if not 0 <= port <= PORT_MAX:
+        raise ConfigError(f"the API's port {port} is not between 0 and {PORT_MAX}")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _name, where = found[0]
         listener = socket.socket(family, kind, protocol)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ConfigError(f"the API cannot listen on {host}:{port}: {error}") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -99,8 +102,8 @@ async def serve(
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]  # Hypercorn owns the descriptor from here on
     config.accesslog = None
-    config.errorlog = logging.getLogger("hypercorn.error")
-    config.loglevel = "WARNING"
+    config.errorlog = log = logging.getLogger("hypercorn.error")
+    log.setLevel(logging.WARNING)  # its notes about where it runs are for those who start it by hand
     app = guarded(create_app(orchestrator), token)
     async with trio.open_nursery() as nursery:
         await nursery.start(hypercorn_serve, app, config)

@@ -232,7 +232,7 @@ class Pool(Named):
     rebuild_progress_percent: float
     rebuild_rate_limit_mbps: int
     rebuild_delay_seconds: int
-    spare_percent: int | None
+    spare_percent: int
     volume_count: int
     sds_count: int
     chunk_count: int
@@ -269,7 +269,6 @@ class Sds(Named):
     used_capacity_bytes: int
     used_capacity_gb: float
     device_count: int
-    failed_devices: list[int]
     chunk_count: int
     primary_chunk_count: int
     incarnation: int

@@ -1,7 +1,7 @@
 """The only way the state changes: ``apply(state, command, now)``. Pure: no clock, no randomness, no IO.
 
-A command either gives the next state whole, or raises a ``pfvol.errors.Error`` and leaves no trace. One that finds nothing
-to do gives the same state back and no events.
+A command either gives the next state whole, or raises a ``pfvol.errors.Error`` and leaves no trace. One that finds
+nothing to do gives the same state back and no events.
 """
 
 from __future__ import annotations

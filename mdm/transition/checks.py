@@ -1,4 +1,5 @@
-"""Checks of command fields that several transitions share. Each raises ``InvalidError`` and says what would be right."""
+"""Checks of command fields that several transitions share. Each raises ``InvalidError`` and says what would be
+right."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The next state while a command makes it: tables copied on their first write, and a list of what became different.
 
-A ``Draft`` lives for one command. It never touches the state that it starts from, so a command that fails halfway leaves
-nothing behind. Its changes tell the store what to write without comparing states (the counters are few and always written).
+A ``Draft`` lives for one command. It never touches the state that it starts from, so a command that fails halfway
+leaves nothing behind. Its changes tell the store what to write without comparing states (the counters are few and
+always written).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Draft:
         self.now = now
         self.events: list[Event] = []
         self._before = state
-        self._tables: dict[str, dict[Any, Any]] = {}
+        self._tables: dict[str, Any] = {}
         self._changes: dict[tuple[str, int | tuple[int, int]], Any] = {}
 
     # -- reading
@@ -170,4 +171,5 @@ class Draft:
     def _writable(self, table: str) -> dict[Any, Any]:
         if table not in self._tables:
             self._tables[table] = dict(getattr(self._before, table))
-        return self._tables[table]
+        found: dict[Any, Any] = self._tables[table]
+        return found

@@ -182,8 +182,8 @@ def _planned_devices(command: commands.AddSds) -> tuple[Device, ...]:
 
 
 def _registered_devices(sds: Sds, found: tuple[Device, ...]) -> tuple[Device, ...]:
-    """The devices as they are. While the SDS holds copies all that it had must be among them: on others, chunks that were
-    written would read as zeros."""
+    """The devices as they are. While the SDS holds copies all that it had must be among them: on others, chunks that
+    were written would read as zeros."""
     if len({device.index for device in found}) < len(found) or len(found) > DEVICES_PER_SDS_MAX:
         raise InvalidError(f"SDS {sds.name} registers {len(found)} devices, not all with their own index")
     for device in found:

@@ -35,8 +35,8 @@ def delete_pd(draft: Draft, command: commands.DeleteProtectionDomain) -> None:
     fault_sets = [item for item in draft.state.fault_sets.values() if item.pd_id == pd.pd_id]
     if (pools or servers or fault_sets) and not command.cascade:
         raise ConflictError(
-            f"protection domain {pd.name} is not empty ({len(pools)} pools, {len(servers)} SDSs, {len(fault_sets)} fault "
-            "sets): delete them first, or delete it with everything in it (cascade)"
+            f"protection domain {pd.name} is not empty ({len(pools)} pools, {len(servers)} SDSs, {len(fault_sets)} "
+            "fault sets): delete them first, or delete it with everything in it (cascade)"
         )
     for pool in pools:
         for volume in draft.state.volumes_of(pool.pool_id):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from pfvol.cli.context import FaultSetArgument, NameArgument, PdArgument, PdOption, noun, settings
-from pfvol.cli.output import field
+from pfvol.cli.output import field, names
 from pfvol.ids import Noun, route
 
 app = noun("Fault sets: servers that fail together never hold both copies while there is another choice.")
@@ -15,7 +15,7 @@ DETAIL = (
     field("Name", "name"),
     field("Id", "id"),
     field("Protection domain", "pd_name"),
-    field("SDSs", "sds"),
+    names("SDSs", "sds"),
     field("Created", "created_at"),
 )
 

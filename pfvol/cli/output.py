@@ -50,6 +50,11 @@ def field(title: str, key: str, *, right: bool = False) -> Column:
     return Column(title, lambda row: plain(row.get(key)), right)
 
 
+def names(title: str, key: str) -> Column:
+    """The names of a list of objects."""
+    return Column(title, lambda row: plain([item["name"] for item in row.get(key, [])]))
+
+
 def size(title: str, key: str) -> Column:
     return Column(title, lambda row: human_size(row.get(key)), right=True)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pfvol.cli.context import NameArgument, PdArgument, noun, settings
-from pfvol.cli.output import field, size
+from pfvol.cli.output import field, names, size
 from pfvol.ids import Noun, route
 
 app = noun("Protection domains.")
@@ -24,9 +24,9 @@ DETAIL = (
     field("Name", "name"),
     field("Id", "id"),
     field("Description", "description"),
-    field("Pools", "pools"),
-    field("Fault sets", "fault_sets"),
-    field("SDSs", "sds"),
+    names("Pools", "pools"),
+    names("Fault sets", "fault_sets"),
+    names("SDSs", "sds"),
     size("Capacity", "total_capacity_bytes"),
     field("Created", "created_at"),
 )

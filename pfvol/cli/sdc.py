@@ -14,7 +14,7 @@ app = noun("Clients that mount volumes.")
 
 
 def _volumes(row: Row) -> str:
-    mapped = (f"{volume['name']} ({volume['access_mode']})" for volume in row["mappings"])
+    mapped = (f"{volume['volume_name']} ({volume['access_mode']})" for volume in row["mappings"])
     return ", ".join(mapped) or "-"
 
 

@@ -42,7 +42,6 @@ DETAIL = (
     size("Capacity", "total_capacity_bytes"),
     size("Used", "used_capacity_bytes"),
     field("Devices", "device_count"),
-    field("Failed devices", "failed_devices"),
     field("Chunks", "chunk_count"),
     field("Incarnation", "incarnation"),
     field("Created", "created_at"),

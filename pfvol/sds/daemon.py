@@ -1,8 +1,8 @@
 """The SDS role: from a data directory and an MDM's address to a storage server that serves.
 
 Owns the order of things: port, devices, registration, engine, serving, and their end. Assumes a node that gives
-configuration and says when to stop. Promises: nothing is served before the MDM has admitted the SDS and told its peers; once
-it serves, the MDM may go away; a device that cannot be used never ends the process, it is reported; a clean stop
+configuration and says when to stop. Promises: nothing is served before the MDM has admitted the SDS and told its peers;
+once it serves, the MDM may go away; a device that cannot be used never ends the process, it is reported; a clean stop
 checkpoints, closes the devices clean and ends within STOP_SECONDS.
 """
 
@@ -35,7 +35,7 @@ Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 
 
 async def run_role(node: Node, *, task_status: trio.TaskStatus[dict[str, Any]] = trio.TASK_STATUS_IGNORED) -> None:
-    """Runs an SDS until the node stops. Started when the data port is ours and the devices are open: it registers by itself.
+    """Runs an SDS until the node stops. Started when port and devices are ours: it registers by itself from then on.
 
     Raises ConfigError when the port or the data directory cannot be used.
     """
@@ -99,7 +99,7 @@ class Sds:
                 await self._close()
 
     async def _open_port(self) -> None:
-        """Binds the configured port, else the one of the last run, else any; a port that we chose may change, clients ask the MDM."""
+        """Binds the configured port, else the one of the last run, else any: who looks for us asks the MDM."""
         bind, state = self._node.config.node.bind, self._devices.state
         wanted = self._config.data_port or state.data_port
         try:
@@ -146,7 +146,8 @@ class Sds:
             try:
                 await self._introduce(mdm)
             except (ConfigError, ProtocolError, ConflictError) as error:
-                # Nothing that trying again at once could heal. The connection stays, for the MDM to show that we are here.
+                # Nothing that trying again at once could heal. The connection stays, for the MDM to show that we are
+                # here.
                 self._log.error("not serving", reason=error.message)
 
     async def _introduce(self, mdm: Session | Reconnecting) -> None:
@@ -160,7 +161,8 @@ class Sds:
                 self._server.registered(reply)
                 return
             if self._devices.failed:
-                # What the lost device held cannot be told from what was never written: serving the rest would serve zeros.
+                # What the lost device held cannot be told from what was never written: serving the rest would serve
+                # zeros.
                 self._log.error("not serving: a device is out of service", devices=self._devices.failed)
                 return
             cluster_id, sds_id = bytes(reply["cluster_id"]), int(reply["sds_id"])
@@ -200,7 +202,7 @@ class Sds:
             self._secret, bytes(reply["cluster_id"]), sds_id, devices.incarnation, devices.durable_incarnation
         )
         target = Target(sds_id, identity.incarnation, identity.durable_incarnation)
-        for device in devices.opened.values():
+        for _, device in sorted(devices.opened.items()):
             target.add_device(device)
         self._target = target
         await trio.to_thread.run_sync(target.start)
@@ -216,7 +218,8 @@ class Sds:
         while True:
             await trio.sleep(HEARTBEAT_SECONDS)
             if self._admitted and self._mdm.connected:
-                # Not a call: a report that is lost is made good by the next one, and what was purged is asked for again.
+                # Not a call: a report that is lost is made good by the next one, and what was purged is asked for
+                # again.
                 with contextlib.suppress(Error):
                     await self._mdm.notify("sds.report", self._report())
 
@@ -275,9 +278,7 @@ class Sds:
         await self._serving().deleted(int(params["volume_id"]))
 
     async def _rpc_verify(self, params: dict[str, Any]) -> list[list[Any]]:
-        return await self._serving().verify(
-            int(params["volume_id"]), int(params["first_chunk"]), int(params["count"])
-        )
+        return await self._serving().verify(int(params["volume_id"]), int(params["first_chunk"]), int(params["count"]))
 
     def _serving(self) -> Server:
         if self._server is None:
@@ -289,8 +290,16 @@ def _as_list(failed: dict[int, str]) -> list[list[Any]]:
     return [[index, message] for index, message in sorted(failed.items())]
 
 
+def parse_address(text: str) -> tuple[str, int]:
+    """``host:port``; ConfigError when it is none."""
+    host, colon, port = text.rpartition(":")
+    if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
+        raise ConfigError(f"{text!r} is no address (host:port)")
+    return host.strip("[]"), int(port)
+
+
 def advertised(bind: str, mdm: tuple[str, int]) -> str:
-    """The address to tell the MDM: the one we listen on; when that is any address, the one from which the MDM is reached."""
+    """The address to tell the MDM: the one we listen on; if that is any, the one from which the MDM is reached."""
     if bind not in ("", "0.0.0.0", "::"):
         return bind
     try:

@@ -12,9 +12,11 @@ import trio
 
 from mdm.api.app import bind, create_app, serve
 from mdm.api.auth import BODY_BYTES_MAX
+from mdm.views import View
 from pfvol.client import AsyncClient, Endpoint
 from pfvol.errors import ConfigError, ConflictError, UnauthorizedError
-from tests.api.conftest import TOKEN, Api
+from tests.support.api import TOKEN, Api
+from tests.support.waiting import poll_until
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openapi.json"
 
@@ -163,3 +165,22 @@ def test_openapi_asks_for_the_token() -> None:
     document = create_app(None).openapi()  # type: ignore[arg-type]
     assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
     assert document["paths"]["/health"]["get"]["security"] == []
+
+
+async def test_a_bug_is_told_and_logged(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Goal: the caller learns that it was a bug and no more; the traceback is in the log; the server goes on."""
+
+    def broken(_view: View) -> None:
+        raise ZeroDivisionError("a secret of the inside")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(View, "system", broken)
+        response = await api.request("GET", "/system/status")
+    assert response.status_code == 500
+    assert response.json()["code"] == "internal"
+    assert "ZeroDivisionError" in response.json()["detail"]
+    assert "secret" not in response.text
+    await trio.to_thread.run_sync(poll_until, lambda: "in broken" in caplog.text)  # logged after the answer
+    assert (await api.client.get("/system/status"))["health"] == "OK"

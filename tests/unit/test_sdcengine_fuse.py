@@ -38,7 +38,10 @@ class Mount:
         environment = os.environ | {"PYTHONPATH": f"{HERE.parent.parent}:{os.environ.get('PYTHONPATH', '')}"}
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "sdcengine_mount.py"), str(path), str(SIZE), *options],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         assert self._line() == "ready\n"
 

@@ -97,7 +97,7 @@ async def verify(volume: str, admin: AdminDep) -> Object:
     view = admin.view
     volume_id = view.find(Kind.VOLUME, volume)
     report = await admin.orchestrator.verify_volume(volume_id)
-    return view.verify_report(volume_id, report)
+    return view.verify_report(volume_id, view.state.volumes[volume_id].name, report)
 
 
 @router.delete("/{volume}", response_model=schemas.Deleted)
