@@ -9,7 +9,7 @@ from libc.errno cimport EAGAIN, EBUSY, EINVAL, EIO, ENOSPC, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, int64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
-from posix.fcntl cimport O_CREAT, O_TRUNC, O_WRONLY
+from posix.fcntl cimport O_CREAT, O_WRONLY
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.types cimport off_t
 import contextlib
@@ -44,6 +44,14 @@ cdef extern from "<fcntl.h>" nogil:
     int FALLOC_FL_PUNCH_HOLE
 
 cdef extern from "<stdio.h>" nogil:
+    """
+    #ifndef RENAME_EXCHANGE
+    #define RENAME_EXCHANGE 2
+    #endif
+    extern int renameat2(int, const char *, int, const char *, unsigned int);
+    """
+    int renameat2(int from_directory, const char* source, int to_directory, const char* target, unsigned int flags)
+    unsigned int RENAME_EXCHANGE
     int renameat(int from_directory, const char* source, int to_directory, const char* target)
 
 cdef extern from "<unistd.h>" nogil:
@@ -57,7 +65,7 @@ cdef enum:
 
 FILES = ("blocks", "slots", "tags", "journal")
 BOOT_ID_PATH = "/proc/sys/kernel/random/boot_id"
-NO_SLOT = SLOT_NONE
+NO_SLOT = <uint32_t>SLOT_NONE
 
 cdef struct Own:
     bint serving                     # recovered: shard functions may be called
@@ -88,20 +96,24 @@ cdef Journal* journal_of(Device* d) noexcept nogil:
 # -- the superblock
 
 cdef int superblock_write(Device* d) noexcept nogil:
-    """Replaces the superblock file, durably. The journal's lock is held, or nobody else has the device yet."""
+    """Replaces the superblock file, durably. The journal's lock is held, or nobody else has the device yet.
+
+    The old file becomes the next new one, so that on a full disk a checkpoint needs no block.
+    """
     cdef char[SUPERBLOCK_BLOCK] block
     cdef int fd, error
     d.superblock.crc = crc32c(0, d.superblock, sizeof(Superblock) - 4)
     memset(block, 0, SUPERBLOCK_BLOCK)
     memcpy(block, d.superblock, sizeof(Superblock))
-    fd = openat(d.directory_fd, "superblock.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
+    fd = openat(d.directory_fd, "superblock.new", O_WRONLY | O_CREAT | O_CLOEXEC, 0o600)
     if fd < 0:
         return -errno
     error = write_all(fd, block, SUPERBLOCK_BLOCK, 0)
     if not error and fsync(fd):
         error = -errno
     c_close(fd)
-    if not error and renameat(d.directory_fd, "superblock.new", d.directory_fd, "superblock"):
+    if (not error and renameat2(d.directory_fd, "superblock.new", d.directory_fd, "superblock", RENAME_EXCHANGE)
+            and renameat(d.directory_fd, "superblock.new", d.directory_fd, "superblock")):
         error = -errno
     if not error and fsync(d.directory_fd):
         error = -errno
@@ -406,6 +418,19 @@ cdef preallocate(int fd, uint64_t size, file):
         raise OSError(errno, f"cannot preallocate {size} bytes: {os.strerror(errno)}", file)
 
 
+cdef write_free_entries(int fd, uint64_t slot_count, file):
+    cdef SlotEntry[1024] entries
+    cdef uint64_t first
+    cdef uint32_t i, count
+    for first in range(0, slot_count, 1024):
+        count = <uint32_t>min(<uint64_t>1024, slot_count - first)
+        memset(entries, 0, sizeof(entries))
+        for i in range(count):
+            entries[i].slot = <uint32_t>(first + i)
+            entries[i].crc = crc32c(0, &entries[i], SLOT_ENTRY_SIZE - 4)
+        raise_errno(write_all(fd, entries, count * SLOT_ENTRY_SIZE, first * SLOT_ENTRY_SIZE), file)
+
+
 cdef make_files(path, const Superblock* s):
     """Everything but the superblock, durable. The file system must be able to preallocate and to punch holes."""
     cdef JournalHeader header
@@ -417,6 +442,8 @@ cdef make_files(path, const Superblock* s):
             os.ftruncate(fd, size)
             if name in ("slots", "journal"):
                 preallocate(fd, size, file)
+            if name == "slots":
+                write_free_entries(fd, s.slot_count, file)
             if name == "journal":
                 journal_header_make(&header, s.journal_generation, s.device_id)
                 os.pwrite(fd, (<char*>&header)[:sizeof(JournalHeader)],
@@ -514,10 +541,11 @@ cdef class BlockDevice:
         os.mkdir(unfinished, 0o700)
         try:
             make_files(unfinished, &s)
-            with open(os.path.join(unfinished, "superblock"), "xb") as file:
-                file.write(block[:SUPERBLOCK_BLOCK])
-                file.flush()
-                os.fsync(file.fileno())
+            for name in ("superblock", "superblock.new"):
+                with open(os.path.join(unfinished, name), "xb") as file:
+                    file.write(block[:SUPERBLOCK_BLOCK])
+                    file.flush()
+                    os.fsync(file.fileno())
             sync_directory(unfinished)
             os.rename(unfinished, path)
         except BaseException:

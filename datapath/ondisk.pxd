@@ -66,7 +66,7 @@ cdef packed struct SlotEntry:
     uint32_t epoch                   # of the chunk when the slot was given out
     uint32_t generation              # low half of the journal generation in which the entry was written
     uint32_t slot                    # its own number: a misplaced entry shows
-    uint32_t crc                     # of the 28 bytes before it; a free entry is all zeros or has a good crc
+    uint32_t crc                     # of the 28 bytes before it; free entries have it too, so that an entry lost to zeros shows
 
 cdef packed struct Superblock:
     uint64_t magic

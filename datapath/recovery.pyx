@@ -12,7 +12,6 @@ from libc.errno cimport EBADMSG, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, int64_t
 from libc.stddef cimport size_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memset
 from posix.types cimport off_t
 import os
 from datapath.blockfile cimport Device, device_offset, device_tags
@@ -58,10 +57,6 @@ cdef int compare_used(const void* left, const void* right) noexcept nogil:
 
 
 cdef bint entry_good(const SlotEntry* entry, uint32_t slot) noexcept nogil:
-    cdef SlotEntry blank
-    memset(&blank, 0, sizeof(SlotEntry))
-    if memcmp(entry, &blank, sizeof(SlotEntry)) == 0:
-        return True
     if entry.crc != crc32c(0, entry, SLOT_ENTRY_SIZE - 4) or entry.slot != slot:
         return False
     return entry.state <= SLOT_LOST
@@ -228,7 +223,7 @@ cdef class Recovery:
             entry = self.device.slots + slot
             if self.states[slot].last != NULL:
                 self.settle_told(slot)
-            elif not entry_good(entry, slot) or entry.state == SLOT_LOST or (entry.crc != 0 and self.live(entry)):
+            elif not entry_good(entry, slot) or entry.state == SLOT_LOST or self.live(entry):
                 self.settle_untold(slot)
             elif self.damaged and entry.state == SLOT_USED:
                 self.states[slot].dirty = True

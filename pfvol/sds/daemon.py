@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, Final
 
 import trio
@@ -22,6 +21,7 @@ from pfvol.constants import HEARTBEAT_SECONDS
 from pfvol.errors import ConfigError, ConflictError, Error, InvalidError, NotFoundError, ProtocolError
 from pfvol.log import get_logger
 from pfvol.node import Node
+from pfvol.rpc.auth import load_secret
 from pfvol.rpc.client import Reconnecting, Session
 from pfvol.sds import acceptor
 from pfvol.sds.devices import Devices, load_state, parse_specs
@@ -48,10 +48,12 @@ class Sds:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._config = node.config.sds
-        self._secret = Path(node.config.cluster.secret_file).read_bytes()
-        self._directory = Path(node.data_dir) / node.name
+        self._secret = load_secret(node.config.secret_file)
+        self._directory = node.config.node_dir
         self._devices = Devices(self._directory, load_state(self._directory))
         self._log = get_logger("sds")
+        # A node that is the MDM too need not say where the MDM is.
+        self._mdm_address = node.config.cluster.mdm or (node.config.node.bind, node.config.mdm.control_port)
         self._data_address: tuple[str, int] = ("", 0)
         self._http_address: tuple[str, int] | None = None
         self._server: Server | None = None
@@ -77,7 +79,7 @@ class Sds:
         try:
             await self._open_port()
             await self._devices.open()
-            host, port = parse_address(self._node.config.cluster.mdm)
+            host, port = self._mdm_address
             self._mdm = Reconnecting(
                 host,
                 port,
@@ -111,8 +113,7 @@ class Sds:
         port = self._sock.getsockname()[1]
         if port != state.data_port:
             self._devices.remember(data_port=port)
-        mdm = parse_address(self._node.config.cluster.mdm)
-        self._data_address = (self._config.advertise or advertised(bind, mdm), port)
+        self._data_address = (self._config.advertise or advertised(bind, self._mdm_address), port)
 
     async def _stop_is_wanted(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -288,14 +289,6 @@ class Sds:
 
 def _as_list(failed: dict[int, str]) -> list[list[Any]]:
     return [[index, message] for index, message in sorted(failed.items())]
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """``host:port``; ConfigError when it is none."""
-    host, colon, port = text.rpartition(":")
-    if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
-        raise ConfigError(f"{text!r} is no address (host:port)")
-    return host.strip("[]"), int(port)
 
 
 def advertised(bind: str, mdm: tuple[str, int]) -> str:

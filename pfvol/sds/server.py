@@ -12,12 +12,11 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from datapath import wire
-from datapath.target import Target
 from pfvol import capability
 from pfvol.capability import Capability
 from pfvol.constants import CHECKPOINT_SECONDS, SEGMENT_CHUNKS, SEGMENT_ENTRY_BYTES, SEGMENT_ENTRY_FORMAT
@@ -35,6 +34,9 @@ from pfvol.log import get_logger
 from pfvol.sds.acceptor import Acceptor, Clients
 from pfvol.sds.peers import Identity, Peers, parse_peers
 from pfvol.sds.volumes import RETRY_SECONDS, SEGMENT_BYTES, Call, VolumeInfo, Volumes, check_mapping, parse_info
+
+if TYPE_CHECKING:  # handed over by the caller: the decisions can be tested without the engine
+    from datapath.target import Target
 
 CAPABILITIES_WAITING_MAX: Final = 1024
 PREFETCH_SEGMENTS_MAX: Final = 64  # 256 GiB: a larger volume's map comes as its chunks are asked for
@@ -143,7 +145,9 @@ class Server:
             return answers
 
     def stats(self) -> dict[str, Any]:
-        return self._target.stats()
+        """The engine's figures, as they travel: keys of maps are texts there."""
+        stats = self._target.stats()
+        return stats | {"volumes": {str(volume_id): list(used) for volume_id, used in stats["volumes"].items()}}
 
     def take_purged(self) -> list[int]:
         """Volumes whose slots were given back since the last call. The MDM asks again for what it did not hear."""

@@ -250,7 +250,10 @@ def wrong_frames() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("wrong", wrong_frames().values(), ids=wrong_frames().keys())
 async def test_a_wrong_frame_ends_its_own_connection_and_nothing_else(pair: Pair, wrong: bytes) -> None:
-    async with await pair.mapped_client(VOLUME, OWNER, 2) as owner, await pair.mapped_client(VOLUME, STRANGER) as client:
+    async with (
+        await pair.mapped_client(VOLUME, OWNER, 2) as owner,
+        await pair.mapped_client(VOLUME, STRANGER) as client,
+    ):
         await client.send(wrong)
         assert await client.is_closed()
         assert (await owner.read(VOLUME)).payload == SECRET_BYTES
@@ -266,9 +269,7 @@ async def test_requests_that_are_well_formed_but_out_of_place_are_answered(pair:
         assert (await owner.read(VOLUME, epoch=77)).status == wire.ST_STALE_MAP
         assert (await owner.write(VOLUME, bytes(4096), epoch=77)).status == wire.ST_STALE_MAP
         assert (await owner.write(VOLUME, bytes(4096), chunk=1)).status == wire.ST_NOT_MEMBER
-        damaged = await owner.request(
-            wire.OP_WRITE, bytes(4) + b"x" * 4096, volume_id=VOLUME, length=4096, epoch=1
-        )
+        damaged = await owner.request(wire.OP_WRITE, bytes(4) + b"x" * 4096, volume_id=VOLUME, length=4096, epoch=1)
         assert damaged.status == wire.ST_PAYLOAD
     assert await stored(pair) == SECRET_BYTES
 

@@ -1,7 +1,7 @@
 """SDSs inside the test's process: real engines, real devices, real sockets; the test plays the MDM.
 
-``async with running_pair(directory) as pair``: two SDSs that replicate to each other, and a ``PlayedMdm`` that holds volumes and
-mappings and signs capabilities.
+``async with running_pair(directory) as pair``: two SDSs that replicate to each other, and a ``PlayedMdm`` that holds
+volumes and mappings and signs capabilities.
 """
 
 from __future__ import annotations

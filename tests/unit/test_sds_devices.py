@@ -1,10 +1,10 @@
-"""Goal: an SDS's devices open together or say by name what is wrong, and a lost device never turns into an empty one."""
+"""Goal: an SDS's devices open together or say what is wrong, and a lost device never turns into an empty one."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,14 +18,14 @@ SLOTS = 4
 
 
 @pytest.fixture
-async def made(tmp_path: Path) -> AsyncIterator[Path]:
+async def made(tmp_path: Path) -> Path:
     """A node directory with two devices, closed clean."""
     devices = Devices(tmp_path, SdsState())
     devices.adopt(CLUSTER, 3)
     await devices.make(parse_specs(tmp_path, [{"index": i, "path": None, "slots": SLOTS} for i in range(2)]))
     assert devices.failed == {}
     await devices.close()
-    yield tmp_path
+    return tmp_path
 
 
 async def reopened(directory: Path) -> Devices:
@@ -84,7 +84,9 @@ def truncate(path: Path) -> None:
 
 
 DAMAGES = [("superblock", flip)] + [
-    (file, damage) for file in ("superblock", "slots", "tags", "blocks", "journal") for damage in (truncate, Path.unlink)
+    (file, damage)
+    for file in ("superblock", "slots", "tags", "blocks", "journal")
+    for damage in (truncate, Path.unlink)
 ]
 
 
