@@ -16,7 +16,7 @@ from pfvol.cli.context import (
     settings,
     size_bytes,
 )
-from pfvol.cli.output import Column, Row, field, size
+from pfvol.cli.output import Column, Row, field, human_size, size
 from pfvol.client import Client
 from pfvol.errors import EXIT_INTEGRITY, InvalidError
 from pfvol.ids import Noun, route
@@ -200,7 +200,7 @@ def extend(
     change = {"additional_bytes": size_bytes(additional)} if additional else {"new_size_bytes": size_bytes(to or "")}
     with cli.client() as api:
         row = api.post("/vol/extend", volume_id=vol, **change)
-    cli.out.done(row, f"volume {vol} is now {row['size_bytes']} bytes")
+    cli.out.done(row, f"volume {vol} now has {human_size(row['size_bytes'])}")
 
 
 @app.command("delete")

@@ -154,6 +154,13 @@ def test_named_api_comes_first_and_its_token_is_not_another_clusters(cluster_dir
     assert find(cluster_dir, api="http://127.0.0.1:7000/") == ("http://127.0.0.1:7000", "t0")
 
 
+def test_named_api_needs_no_data_dir(tmp_path: Path) -> None:
+    """Goal: what is broken there is no concern of a command that names its API."""
+    (tmp_path / "cluster.json").write_text("{")
+    assert find(tmp_path, api="other:80") == ("http://other:80", None)
+    assert find(tmp_path / "none" / "such", api="other:80", token="t") == ("http://other:80", "t")
+
+
 def test_named_mdm(cluster_dir: Path) -> None:
     assert find(cluster_dir, mdm="127.0.0.1:7001") == ("http://127.0.0.1:7000", "t0")
     assert find(cluster_dir, mdm="elsewhere:8010") == ("http://elsewhere:8000", None)
