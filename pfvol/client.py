@@ -93,7 +93,7 @@ def find_endpoint(
 
 
 def _token_of(data_dir: Path, url: str) -> str | None:
-    """The token of the cluster in ``data_dir`` if that is the one at ``url``; whatever is wrong there is no concern here."""
+    """The token of the cluster in ``data_dir`` if that is at ``url``; what is wrong there is no concern here."""
     with contextlib.suppress(ConfigError):
         cluster = read_cluster(data_dir)
         if cluster is not None and api_url(cluster["api"]) == url:
