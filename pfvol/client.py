@@ -166,6 +166,8 @@ def _mapped(url: str) -> Iterator[None]:
 def _options(endpoint: Endpoint, timeout_seconds: float) -> dict[str, Any]:
     import httpx2
 
+    if endpoint.token is not None and not (endpoint.token.isascii() and endpoint.token.isprintable()):
+        raise ConfigError("the token has characters that no token has; is PFVOL_TOKEN what it should be?")
     # trust_env off: a proxy of the environment must not see the token, and loopback never goes through one.
     return {
         "base_url": endpoint.url,

@@ -117,6 +117,13 @@ async def test_async_client_unreachable() -> None:
             await client.patch("/pool/p", name="q")
 
 
+@pytest.mark.parametrize("token", ["caf\xe9", "two\nlines", "nul\0"])
+def test_tokens_that_are_none(token: str) -> None:
+    """Goal: told as what it is, not as a lost connection; and nothing can be smuggled into the request."""
+    with pytest.raises(ConfigError, match="PFVOL_TOKEN"):
+        Client(endpoint("127.0.0.1:1", token))
+
+
 def test_error_details_survive() -> None:
     error = error_of(409, {"code": "capacity", "detail": "full", "details": {"free_bytes": 5}})
     assert isinstance(error, CapacityError)
