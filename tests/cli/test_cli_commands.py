@@ -106,6 +106,14 @@ async def test_a_day_of_administration(api: Api, pfvol: Cli) -> None:
     assert types[-1] == "PD_DELETE"
 
 
+async def test_chunks_of_a_large_volume(api: Api, pfvol: Cli) -> None:
+    """Goal: more than one answer holds, each chunk once and in order."""
+    await api.make_pool()
+    await api.client.post("/vol/create", pool_id="pool", name="large", size="10GiB")
+    shown = await pfvol.json("vol", "show", "large", "--chunks")
+    assert [chunk["index"] for chunk in shown["chunks"]] == list(range(2560))
+
+
 async def test_create_prints_the_id_alone(api: Api, pfvol: Cli) -> None:
     """Goal: `id=$(pfvol vol create …)` works; the note for people is on stderr, and -q silences it."""
     result = await pfvol.run("pd", "create", "pd1")
