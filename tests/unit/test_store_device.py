@@ -27,7 +27,8 @@ SUPERBLOCK_FIELDS = [
 
 
 def superblock_read(path):
-    return dict(zip(SUPERBLOCK_FIELDS, SUPERBLOCK.unpack((path / "superblock").read_bytes()[: SUPERBLOCK.size])))
+    fields = SUPERBLOCK.unpack((path / "superblock").read_bytes()[: SUPERBLOCK.size])
+    return dict(zip(SUPERBLOCK_FIELDS, fields, strict=True))
 
 
 def superblock_write(path, fields, *, seal=True):

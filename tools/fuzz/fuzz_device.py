@@ -2,9 +2,10 @@
 
     python tools/fuzz/fuzz_device.py SECONDS [SEED]
 
-The seed is printed first, the number of rounds last. A round copies one small device with a live journal and damages one of
-its files: bits, runs of noise or zeros, exchanged pages, another length, no file at all. Then each block must either hold what was
-written under its tag, or be reported: unreadable device, lost slot, unknown block, failed verification.
+The seed is printed first, the number of rounds last. A round copies one small device with a live journal and
+damages one of its files: bits, runs of noise or zeros, exchanged pages, another length, no file at all. Then each
+block must either hold what was written under its tag, or be reported: unreadable device, lost slot, unknown block,
+failed verification.
 """
 
 import os
