@@ -1,8 +1,8 @@
 """The SDC engine: one thread that owns /dev/fuse, the relay to pyfuse3 and one connection per SDS, and its mailbox.
 
-Owns the epoll loop, the commands and the events. The layers under it: ``sdcrequest`` (requests to parts and back), ``sdclink`` (parts
-to SDSs and back), ``sdcstate`` (the structures). Assumes that all methods are called by one thread; they only write to the
-mailbox or read counters. Promises that the thread never waits for Python.
+Owns the epoll loop, the commands and the events. The layers under it: ``sdcrequest`` (requests to parts and back),
+``sdclink`` (parts to SDSs and back), ``sdcstate`` (the structures). Assumes that all methods are called by one
+thread; they only write to the mailbox or read counters. Promises that the thread never waits for Python.
 """
 
 import errno as errno_module
@@ -10,12 +10,12 @@ import os
 import struct
 import threading
 
-from libc.errno cimport EINTR, EIO, ENODEV, errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.errno cimport EIO, ENODEV, errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close
-from datapath.connection cimport buf_get, conn_destroy
+from datapath.connection cimport buf_get
 from datapath.flushset cimport flushset_destroy, flushset_init
 from datapath.fusechannel cimport (channel_can_read, channel_destroy, channel_init, channel_notify, channel_read,
                                    channel_relay_flush, channel_relay_read)
@@ -354,7 +354,10 @@ _REASONS = {
     WHY_BAD_REQUEST: "the storage server does not accept the request",
     WHY_STOPPED: "the client was stopped",
 }
-_LINK_ERRORS = {LINK_UNKNOWN_REQUEST: "answer to a request that was not sent", LINK_MISMATCH: "answer that does not fit its request"}
+_LINK_ERRORS = {
+    LINK_UNKNOWN_REQUEST: "answer to a request that was not sent",
+    LINK_MISMATCH: "answer that does not fit its request",
+}
 
 
 def _close_reason(code):

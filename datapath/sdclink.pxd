@@ -1,5 +1,5 @@
-# Parts on their way: which SDS gets one, what its answer means, and what happens when the SDS, the map or the capability is not
-# there. The engine's thread calls all of it.
+# Parts on their way: which SDS gets one, what its answer means, and what happens when the SDS, the map or the
+# capability is not there. The engine's thread calls all of it.
 from libc.stdint cimport uint32_t, uint64_t
 from datapath.sdcstate cimport Engine, Part, Sds, Volume
 

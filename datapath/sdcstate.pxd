@@ -1,6 +1,7 @@
-# Everything an SDC engine knows, as plain structures: volumes, SDSs, requests and their parts, and the lists they wait in.
-# All of it belongs to the engine's thread, except where a field says that Python reads it (counters: a torn or late
-# value would only be a late figure; the volumes and sds tables never move and their entries are never freed while the engine lives).
+# Everything an SDC engine knows, as plain structures: volumes, SDSs, requests and their parts, and the lists they
+# wait in. All of it belongs to the engine's thread, except where a field says that Python reads it (counters: a torn
+# or late value would only be a late figure; the volumes and sds tables never move and their entries are never freed
+# while the engine lives).
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stddef cimport size_t
 from datapath.connection cimport Buf, Conn, Pool
@@ -221,8 +222,8 @@ cdef struct Bench:
     Buf* payload
     Histogram latency
 
-# How the link layer (sdclink) tells the request layer (sdcrequest) about a part. The part is in no list; it is the callee's.
-# error 0: done, `h` and `body` are the answer; else an errno and a Reason.
+# How the link layer (sdclink) tells the request layer (sdcrequest) about a part. The part is in no list; it is the
+# callee's. error 0: done, `h` and `body` are the answer; else an errno and a Reason.
 ctypedef void (*part_done_fn)(Engine* e, Part* p, int error, int reason, const Header* h, char* body) noexcept nogil
 # A flush can be answered without this part's SDS.
 ctypedef bint (*flush_spares_fn)(Engine* e, Part* p) noexcept nogil
@@ -305,7 +306,8 @@ cdef enum Reason:
 cdef int engine_alloc(Engine* e) noexcept nogil
 cdef void engine_free(Engine* e) noexcept nogil
 cdef uint64_t clock_ns() noexcept nogil
-cdef void emit(Engine* e, uint32_t kind, uint32_t a, uint64_t b, uint64_t c, uint64_t d, char* data, uint64_t size) noexcept nogil
+cdef void emit(Engine* e, uint32_t kind, uint32_t a, uint64_t b, uint64_t c, uint64_t d,
+               char* data, uint64_t size) noexcept nogil
 cdef Request* request_new(Engine* e) noexcept nogil
 cdef void request_free(Engine* e, Request* r) noexcept nogil
 cdef Part* part_new(Engine* e) noexcept nogil

@@ -1,4 +1,5 @@
-"""Goal: each status, each loss of a connection and each hostile answer has its one right consequence, and none is a crash."""
+"""Goal: each status, each loss of a connection and each hostile answer has its one right consequence, and none is a
+crash."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def test_status_that_ends_a_write(status: int, expected: int) -> None:
         r.write(0, b"y" * BLOCK)
 
 
-@pytest.mark.parametrize("status", [wire.ST_NOT_READY, wire.ST_BUSY, wire.ST_SHUTTING_DOWN, wire.ST_PAYLOAD, wire.ST_RANGE])
+@pytest.mark.parametrize(
+    "status", [wire.ST_NOT_READY, wire.ST_BUSY, wire.ST_SHUTTING_DOWN, wire.ST_PAYLOAD, wire.ST_RANGE]
+)
 def test_status_that_has_a_write_sent_again_under_the_same_operation_id(status: int) -> None:
     with rig() as r:
         once(r, wire.OP_WRITE, status, 1, times=3)

@@ -1,4 +1,5 @@
-"""Goal: through a real mount, with pyfuse3 behind the channel, a volume's file behaves as a disk, fast paths included."""
+"""Goal: through a real mount, with pyfuse3 behind the channel, a volume's file behaves as a disk, fast paths
+included."""
 
 from __future__ import annotations
 
