@@ -43,6 +43,9 @@ cdef enum:
     BACKOFF_MAX_NS = 100000000
     BACKOFF_DOUBLINGS = 5
     FLUSH_GRACE_NS = 500000000       # an SDS gone for longer does not hold up a flush that its peer answered
+    HEDGE_AFTER_NS = 1000000000      # a read without an answer for that long is asked of the other copy
+    HEDGE_CHECK_NS = 250000000
+    HEDGES_MAX = 4
     PAYLOAD_TRIES_MAX = 5
     RANGE_TRIES_MAX = 20             # an extend reaches the SDSs a little later than the SDC
     EXPLORE_EVERY = 64               # reads between two that try the slower copy
@@ -136,10 +139,15 @@ cdef inline uint64_t _cost(const Sds* s) noexcept nogil:
 cdef Sds* _reader(Engine* e, Part* p, Sds* first, Sds* second) noexcept nogil:
     """The copy to read from, NULL when none is left to ask (then all are in bad or later)."""
     cdef uint8_t out = p.bad | p.later
-    if second == NULL or out & 2:
-        return NULL if out & 1 else first
-    if out & 1:
-        return second
+    cdef Sds* only
+    if second == NULL or out:
+        if out & 1 and (second == NULL or out & 2):
+            return NULL
+        only = second if out & 1 else first
+        if p.later and not only.connected:
+            _need(e, only)           # until it is there the one that asked to come again may be ready
+            return NULL
+        return only
     if not first.connected or not second.connected:
         # The missing one is wanted in any case: alone, the other carries all.
         if not first.connected:
@@ -486,6 +494,37 @@ cdef void _supersede(Engine* e, Part* p) noexcept nogil:
     p.request = NULL
     p.abandoned = True
     part_route(e, q)
+
+
+cdef void link_run_hedges(Engine* e) noexcept nogil:
+    cdef uint32_t i
+    cdef bint any_in_flight = False
+    if e.hedge_ns > e.now_ns:
+        return
+    for i in range(e.sds_count):
+        if e.sds[i].in_flight_count:
+            any_in_flight = True
+            _hedge(e, e.sds[i])
+    e.hedge_ns = e.now_ns + HEDGE_CHECK_NS if any_in_flight else 0
+
+
+cdef inline bint _other_connected(Engine* e, const Part* p, const Sds* s) noexcept nogil:
+    cdef Sds* other = e.sds_by_id[p.secondary if s.id == p.primary else p.primary]
+    return other != NULL and other.connected
+
+
+cdef void _hedge(Engine* e, Sds* s) noexcept nogil:
+    cdef Link* link = s.in_flight.next       # in the order sent: the oldest come first
+    cdef Part* p
+    while link != &s.in_flight:
+        p = <Part*>link
+        link = link.next
+        if e.now_ns - p.sent_ns < HEDGE_AFTER_NS:
+            return
+        if p.opcode == OP_READ and not p.abandoned and p.hedges < HEDGES_MAX and _other_connected(e, p, s):
+            p.hedges += 1
+            _exclude(p, s, False)
+            _supersede(e, p)
 
 
 # -- answers

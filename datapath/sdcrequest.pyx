@@ -89,7 +89,8 @@ cdef void request_start(Engine* e, Request* r) noexcept nogil:
     e.request_count += 1
     r.error = _check(e, r)
     if r.kind == REQ_READ or r.kind == REQ_WRITE:
-        e.request_bytes += r.length
+        r.cost = r.buffer.size if r.buffer != NULL else r.length
+        e.request_bytes += r.cost
     if r.error or (r.length == 0 and r.kind != REQ_FLUSH):
         _finish(e, r)
         return
@@ -425,8 +426,7 @@ cdef void _finish(Engine* e, Request* r) noexcept nogil:
     """Answers, counts, frees. No part is left."""
     list_remove(&r.link)
     e.request_count -= 1
-    if r.kind == REQ_READ or r.kind == REQ_WRITE:
-        e.request_bytes -= r.length
+    e.request_bytes -= r.cost
     _count(e, r)
     if r.error and r.reason and r.source != FROM_BENCH:
         emit(e, EV_IO_ERROR, r.reason, r.volume.id, <uint64_t>r.error, r.offset, NULL, 0)

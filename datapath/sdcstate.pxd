@@ -154,6 +154,7 @@ cdef struct Request:
     uint64_t found                   # SEEK
     uint64_t started_ns
     uint64_t deadline_ns
+    uint64_t cost                    # bytes held for it, in Engine.request_bytes
     uint32_t live                    # parts
     Part* parts
     Buf* buffer                      # WRITE: owns `data`; READ: assembled here when there is more than one part
@@ -203,6 +204,7 @@ cdef struct Part:
     uint64_t sent_ns
     uint64_t retry_ns
     uint32_t sends
+    uint8_t hedges                   # READ: times it was sent elsewhere because no answer came
     uint32_t capability_version
 
 cdef struct Bench:
@@ -234,7 +236,9 @@ cdef struct Engine:
     uint64_t deadline_ns
     part_done_fn part_done
     flush_spares_fn flush_spares
-    uint64_t now_ns                  # CLOCK_MONOTONIC, read once a turn and after each wait
+    uint64_t now_ns                  # CLOCK_MONOTONIC less skipped_ns, read once a turn
+    uint64_t skipped_ns              # time in which the process was not run: no deadline may pass in it
+    uint64_t hedge_ns                # when reads are next looked at that take too long
     bint stopping
     bint has_channel
     int epoll_fd

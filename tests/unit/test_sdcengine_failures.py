@@ -343,6 +343,18 @@ def test_request_that_waits_for_map_or_connection_ends_at_its_deadline() -> None
         assert r.engine.stats()["parked"] == 0
 
 
+def test_read_that_a_frozen_copy_does_not_answer_comes_from_the_other() -> None:
+    with rig() as r:
+        r.write(0, b"h" * BLOCK)
+        r.read(0, BLOCK)
+        r.until(lambda: all(s["connected"] for s in r.engine.stats()["sds"].values()))
+        r.sds[1].rule = only(wire.OP_READ, Silent)
+        for _ in range(140):
+            assert r.read(0, BLOCK) == b"h" * BLOCK
+        assert 1 <= r.sds[1].count(wire.OP_READ) <= 4, "what it owes makes it look slow"
+        assert not r.seen("sds_closed")
+
+
 # -- hostile answers
 
 
