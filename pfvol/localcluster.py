@@ -400,9 +400,10 @@ def _start(document: Document, nodes: Sequence[Document]) -> Document:
             if node["name"] == MDM_NODE:
                 _await_mdm(document, node)
         _save(document)
-        if not document["bare"]:
-            _provision(document, [node for node in nodes if node["sds"]])
-            _await_sds(document, [node for node in nodes if node["sds"]])
+        sds_nodes = [node for node in nodes if node["sds"]]
+        if sds_nodes and not document["bare"]:
+            _provision(document, sds_nodes)
+            _await_sds(document, sds_nodes)
         document["provisioned"] = True
         _save(document)
     except BaseException:
