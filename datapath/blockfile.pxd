@@ -1,8 +1,8 @@
 # A device: a directory with a superblock, a sparse block file, a slot table, a tag table and an intent journal.
 #
-# Threads: "shard" functions are called only by the shard's thread; "pool" functions by any thread of the IO pool, at most one
-# of each kind per device at a time unless said otherwise. Errors are negative errno values. No function blocks on the disk
-# except those marked pool, open and close.
+# Threads: "shard" functions are called only by the shard's thread; "pool" functions by any thread of the IO pool, at
+# most one of each kind per device at a time unless said otherwise. Errors are negative errno values. No function
+# blocks on the disk except those marked pool, open and close.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, int64_t
 from datapath.ondisk cimport Tag, SlotEntry, Superblock
 
@@ -26,9 +26,11 @@ cdef struct Device:
 
 # -- shard
 # Gives a slot to the chunk: punches and preallocates nothing but the tags, fills 1024 never-written tags, writes the
-# entry, appends JOURNAL_ALLOC. Returns the slot, or -ENOSPC, -EIO.
+# entry, appends JOURNAL_ALLOC. Returns the slot, or -ENOSPC (no slot, or no room for its tags), -EAGAIN (the journal's
+# half is full: a checkpoint has to end first), the errno of a failed device.
 cdef int64_t device_slot_alloc(Device* d, uint64_t volume_id, uint32_t chunk_index, uint32_t epoch) noexcept nogil
-# Takes the slot back (appends JOURNAL_FREE; the hole is punched by device_sync, the slot rests until the next checkpoint).
+# Takes the slot back (appends JOURNAL_FREE; the hole is punched by device_sync, the slot rests until the next
+# checkpoint).
 cdef int device_slot_free(Device* d, uint32_t slot) noexcept nogil
 
 cdef inline Tag* device_tags(Device* d, uint32_t slot) noexcept nogil:
@@ -37,15 +39,15 @@ cdef inline Tag* device_tags(Device* d, uint32_t slot) noexcept nogil:
 cdef inline uint64_t device_offset(uint32_t slot) noexcept nogil:
     return <uint64_t>slot << 22
 
-# Appends JOURNAL_DIRTY for the chunk to the open generation. Returns the journal index that must be durable before the first
-# byte is written, or -errno (-ENOSPC: the half is full, a checkpoint has to end first).
+# Appends JOURNAL_DIRTY for the chunk to the open generation. Returns the journal index that must be durable before the
+# first byte is written, or -errno (-ENOSPC: the half is full, a checkpoint has to end first).
 cdef int64_t device_intent(Device* d, uint64_t volume_id, uint32_t chunk_index, uint32_t slot) noexcept nogil
-# The number of records (counted over the life of the process, never reset) appended / durable. What was appended at count n
-# is durable when device_journal_durable(d) >= n.
+# The number of records (counted over the life of the process, never reset) appended / durable. What was appended at
+# count n is durable when device_journal_durable(d) >= n.
 cdef uint64_t device_journal_appended(Device* d) noexcept nogil
 cdef uint64_t device_journal_durable(Device* d) noexcept nogil
-# Starts a new generation: from now on intents go to the other half; returns it. The caller must append again an intent for each chunk
-# with a write in flight. -EBUSY while a checkpoint is under way.
+# Starts a new generation: from now on intents go to the other half; returns it. The caller must append again an intent
+# for each chunk with a write in flight. -EBUSY while a checkpoint is under way.
 cdef int64_t device_checkpoint_begin(Device* d) noexcept nogil
 # After device_sync and device_journal_void: quarantined slots that were freed before the begin can be given out.
 cdef void device_checkpoint_end(Device* d) noexcept nogil
@@ -59,8 +61,9 @@ cdef int device_journal_commit(Device* d) noexcept nogil
 cdef int device_sync(Device* d) noexcept nogil
 # Voids the generations before the open one (superblock, durable).
 cdef int device_journal_void(Device* d) noexcept nogil
-# Reads the slot's 4 MiB and compares each block with its tag: fills bad[128] (one bit a block). Returns the count, or -errno.
-# `scratch` is 4 MiB. The tags are read once, block by block: a block written meanwhile may show as bad, the caller decides.
+# Reads the slot's 4 MiB and compares each block with its tag: fills bad[128] (one bit a block). Returns the count, or
+# -errno. `scratch` is 4 MiB. The tags are read once, block by block: a block written meanwhile may show as bad, the
+# caller decides.
 cdef int device_verify_slot(Device* d, uint64_t volume_id, uint32_t chunk_index, uint32_t slot,
                             char* scratch, uint8_t* bad) noexcept nogil
 

@@ -1,32 +1,30 @@
 """A device of an SDS: a directory with a superblock, a sparse block file, slots, tags and an intent journal.
 
-Owns the files and mappings of one device, and who holds which slot. The format is in ondisk.pxd, which function belongs to
-which thread in blockfile.pxd. Promises that a slot is given out only when its old bytes are punched and its tags have room on
-the disk, that what a commit or sync reported as durable is, and that the first error of the host's disk takes the device
-out of service: a later sync never claims what the failed one lost.
+Owns the files and mappings of one device, and who holds which slot. The format is in ondisk.pxd, which function
+belongs to which thread in blockfile.pxd. Promises that a slot is given out only when its old bytes are punched and its
+tags have room on the disk, that what a commit or sync reported as durable is, and that the first error of the host's
+disk takes the device out of service: a later sync never claims what the failed one lost.
 """
-from libc.errno cimport EAGAIN, EBUSY, EINVAL, EIO, ENOSPC, errno
+from libc.errno cimport EAGAIN, EBUSY, EINVAL, ENOSPC, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, int64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
-from posix.fcntl cimport O_CREAT, O_TRUNC, O_WRONLY
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.types cimport off_t
-import contextlib
 import fcntl
 import os
-import secrets
 from datapath.checksum cimport block_seed, crc32c
+from datapath.deviceformat cimport (
+    check_sizes, create_device, id_bytes, raise_errno, require, superblock_parse, superblock_write)
 from datapath.journal cimport (
-    Journal, journal_append, journal_begin, journal_commit, journal_commit_locked, journal_delete, journal_half_size,
-    journal_header_make, journal_new, journal_read_header, pfvol_load, pfvol_load_int, pfvol_store_int,
-    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
-    read_all, write_all)
+    Journal, journal_append, journal_begin, journal_commit, journal_commit_locked, journal_delete, journal_new,
+    journal_read_header, pfvol_load, pfvol_load_int, pfvol_store_int, pthread_mutex_destroy, pthread_mutex_init,
+    pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, read_all, write_all)
 from datapath.ondisk cimport (
-    DEVICE_INDEX_MAX, DISK_VERSION, INCARNATION_MAX, JOURNAL_ALLOC, JOURNAL_BLOCK, JOURNAL_DIRTY, JOURNAL_FREE, SDS_ID_MAX,
-    SLOT_COUNT_MAX, SLOT_ENTRY_SIZE, SLOT_FREE, SLOT_LOST, SLOT_NONE, SLOT_SIZE, SLOT_TAGS_SIZE, SLOT_USED, SUPERBLOCK_BLOCK,
-    SUPERBLOCK_MAGIC, TAGS_PER_SLOT, JournalHeader, SlotEntry, Superblock, Tag)
+    INCARNATION_MAX, JOURNAL_ALLOC, JOURNAL_DIRTY, JOURNAL_FREE, SDS_ID_MAX, SLOT_ENTRY_SIZE, SLOT_FREE, SLOT_LOST,
+    SLOT_NONE, SLOT_SIZE, SLOT_TAGS_SIZE, SLOT_USED, TAGS_PER_SLOT, SlotEntry, Superblock, Tag)
 from datapath.recovery cimport recover_device
+from datapath.deviceformat import FILES, DeviceFormatError, boot_id_now
 from datapath.tags cimport tag_check, tag_set, tag_set_never, tags_verify
 
 cdef extern from "<fcntl.h>" nogil:
@@ -38,26 +36,18 @@ cdef extern from "<fcntl.h>" nogil:
     extern int fallocate(int, int, off_t, off_t);
     """
     int fallocate(int fd, int mode, off_t offset, off_t size)
-    int openat(int directory, const char* name, int flags, int mode)
-    int O_CLOEXEC
     int FALLOC_FL_KEEP_SIZE
     int FALLOC_FL_PUNCH_HOLE
 
-cdef extern from "<stdio.h>" nogil:
-    int renameat(int from_directory, const char* source, int to_directory, const char* target)
-
 cdef extern from "<unistd.h>" nogil:
     int fdatasync(int fd)
-    int fsync(int fd)
     int c_close "close"(int fd)
 
 cdef enum:
     BLOCK_SIZE = 4096
     TAG_GROUP = 64                   # slots whose tags are preallocated together: one call per 256 MiB of data
 
-FILES = ("blocks", "slots", "tags", "journal")
-BOOT_ID_PATH = "/proc/sys/kernel/random/boot_id"
-NO_SLOT = SLOT_NONE
+NO_SLOT = <uint32_t>SLOT_NONE
 
 cdef struct Own:
     bint serving                     # recovered: shard functions may be called
@@ -73,10 +63,6 @@ cdef struct Own:
     pthread_mutex_t punch_lock       # held while holes are punched
 
 
-class DeviceFormatError(ValueError):
-    """A device that cannot be used as it is: the message names the file, the field and what is wrong with it."""
-
-
 cdef Own* own_of(Device* d) noexcept nogil:
     return <Own*>d.own
 
@@ -85,34 +71,12 @@ cdef Journal* journal_of(Device* d) noexcept nogil:
     return <Journal*>d.journal
 
 
-# -- the superblock
-
-cdef int superblock_write(Device* d) noexcept nogil:
-    """Replaces the superblock file, durably. The journal's lock is held, or nobody else has the device yet."""
-    cdef char[SUPERBLOCK_BLOCK] block
-    cdef int fd, error
-    d.superblock.crc = crc32c(0, d.superblock, sizeof(Superblock) - 4)
-    memset(block, 0, SUPERBLOCK_BLOCK)
-    memcpy(block, d.superblock, sizeof(Superblock))
-    fd = openat(d.directory_fd, "superblock.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
-    if fd < 0:
-        return -errno
-    error = write_all(fd, block, SUPERBLOCK_BLOCK, 0)
-    if not error and fsync(fd):
-        error = -errno
-    c_close(fd)
-    if not error and renameat(d.directory_fd, "superblock.new", d.directory_fd, "superblock"):
-        error = -errno
-    if not error and fsync(d.directory_fd):
-        error = -errno
-    return error
-
-
 cdef int device_fail(Device* d, int error) noexcept nogil:
-    """Takes the device out of service for -errno `error`; the first one counts. Any thread that holds no lock of the device.
+    """Takes the device out of service for -errno `error`; the first one counts. The caller holds no lock of the device.
 
-    The page cache may have dropped what could not be written, so acknowledgements of this boot no longer hold: a boot id of zeros
-    makes the next start a durable incarnation of its own. When even that cannot be written, the tags are the last line.
+    The page cache may have dropped what could not be written, so acknowledgements of this boot no longer hold: a boot
+    id of zeros makes the next start a durable incarnation of its own. When even that cannot be written, the tags are
+    the last line.
     """
     cdef Journal* journal = journal_of(d)
     if pfvol_load_int(&d.failed) == 0:
@@ -120,7 +84,7 @@ cdef int device_fail(Device* d, int error) noexcept nogil:
         if d.failed == 0:
             pfvol_store_int(&d.failed, -error)
             memset(d.superblock.boot_id, 0, 16)
-            superblock_write(d)
+            superblock_write(d.directory_fd, d.superblock)
         pthread_mutex_unlock(&journal.lock)
     return error
 
@@ -313,7 +277,7 @@ cdef int device_journal_void(Device* d) noexcept nogil:
     error = journal_commit_locked(journal)
     if not error:
         d.superblock.journal_generation = pfvol_load(&journal.generation)
-        error = superblock_write(d)
+        error = superblock_write(d.directory_fd, d.superblock)
     pthread_mutex_unlock(&journal.lock)
     return device_fail(d, error) if error else 0
 
@@ -330,125 +294,6 @@ cdef int device_verify_slot(Device* d, uint64_t volume_id, uint32_t chunk_index,
 
 
 # -- open and close
-
-def boot_id_now():
-    """The 16 bytes that name this boot of the host."""
-    with open(BOOT_ID_PATH, encoding="ascii") as file:
-        return bytes.fromhex(file.read().strip().replace("-", ""))
-
-
-cdef bytes id_bytes(value, what):
-    value = bytes(value)
-    if len(value) != 16:
-        raise ValueError(f"a {what} has 16 bytes, not {len(value)}")
-    return value
-
-
-cdef require(bint good, file, message):
-    if not good:
-        raise DeviceFormatError(f"{file}: {message}")
-
-
-cdef superblock_parse(Superblock* s, path, cluster_id):
-    """Reads and checks every field; messages name the superblock file."""
-    file = os.path.join(path, "superblock")
-    try:
-        with open(file, "rb") as opened:
-            data = opened.read(SUPERBLOCK_BLOCK + 1)
-    except FileNotFoundError:
-        raise DeviceFormatError(f"{path}: there is no superblock: not a device, or it was not made to the end") from None
-    require(len(data) == SUPERBLOCK_BLOCK, file, f"has {len(data)} bytes or more where {SUPERBLOCK_BLOCK} are due")
-    memcpy(s, <const char*>data, sizeof(Superblock))
-    require(s.magic == SUPERBLOCK_MAGIC, file, f"magic is {s.magic:#x}: not a device of pfvol")
-    require(s.version == DISK_VERSION, file, f"format version is {s.version}, this program reads {DISK_VERSION}")
-    require(s.size == sizeof(Superblock), file, f"size field is {s.size}, {sizeof(Superblock)} is due")
-    crc = crc32c(0, s, sizeof(Superblock) - 4)
-    require(s.crc == crc, file, f"checksum is {s.crc:#010x}, its content gives {crc:#010x}")
-    require(not any(data[sizeof(Superblock):]), file, "there is something after the structure")
-    owner = (<char*>s.cluster_id)[:16]
-    require(any(owner), file, "cluster id is zero")
-    if cluster_id is not None:
-        require(owner == id_bytes(cluster_id, "cluster id"), file, f"the device belongs to another cluster ({owner.hex()})")
-    require(any((<char*>s.device_id)[:16]), file, "device id is zero")
-    require(s.sds_id <= SDS_ID_MAX, file, f"SDS id {s.sds_id} is over {SDS_ID_MAX}")
-    require(s.device_index <= DEVICE_INDEX_MAX, file, f"device index {s.device_index} is over {DEVICE_INDEX_MAX}")
-    require(1 <= s.slot_count <= SLOT_COUNT_MAX, file, f"slot count {s.slot_count} is not 1 to {SLOT_COUNT_MAX}")
-    require(s.incarnation < INCARNATION_MAX, file, f"incarnation {s.incarnation} leaves no other below {INCARNATION_MAX}")
-    require(s.durable_incarnation <= s.incarnation, file,
-            f"durable incarnation {s.durable_incarnation} is over the incarnation {s.incarnation}")
-    require(s.journal_generation >= 1, file, "journal generation is zero")
-    require(s.clean <= 1, file, f"clean flag is {s.clean}, not 0 or 1")
-    require(not any([s.reserved[i] for i in range(7)]), file, "reserved fields are not zero")
-
-
-cdef dict file_sizes(uint64_t slot_count):
-    return {
-        "blocks": slot_count * SLOT_SIZE,
-        "slots": slot_count * SLOT_ENTRY_SIZE,
-        "tags": slot_count * SLOT_TAGS_SIZE,
-        "journal": 2 * journal_half_size(slot_count),
-    }
-
-
-cdef check_sizes(path, uint64_t slot_count):
-    for name, size in file_sizes(slot_count).items():
-        file = os.path.join(path, name)
-        try:
-            found = os.stat(file).st_size
-        except FileNotFoundError:
-            raise DeviceFormatError(f"{file}: the file is missing") from None
-        require(found == size, file, f"has {found} bytes where {size} are due")
-        require(os.path.isfile(file), file, "is not a regular file")
-
-
-cdef preallocate(int fd, uint64_t size, file):
-    if fallocate(fd, 0, 0, <off_t>size):
-        raise OSError(errno, f"cannot preallocate {size} bytes: {os.strerror(errno)}", file)
-
-
-cdef make_files(path, const Superblock* s):
-    """Everything but the superblock, durable. The file system must be able to preallocate and to punch holes."""
-    cdef JournalHeader header
-    cdef int fd
-    for name, size in file_sizes(s.slot_count).items():
-        file = os.path.join(path, name)
-        fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(fd, size)
-            if name in ("slots", "journal"):
-                preallocate(fd, size, file)
-            if name == "journal":
-                journal_header_make(&header, s.journal_generation, s.device_id)
-                os.pwrite(fd, (<char*>&header)[:sizeof(JournalHeader)],
-                          (s.journal_generation % 2) * journal_half_size(s.slot_count))
-            if name == "blocks" and fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, BLOCK_SIZE):
-                raise OSError(errno, f"the file system cannot punch holes: {os.strerror(errno)}", file)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-cdef remove_unfinished(path):
-    """What a creation left that was cut off. Nothing in it was ever in use: a device has its real name from the start."""
-    for name in (*FILES, "superblock", "superblock.new"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(path, name))
-    with contextlib.suppress(FileNotFoundError):
-        os.rmdir(path)
-
-
-cdef sync_directory(path):
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-cdef raise_errno(int64_t result, path):
-    if result < 0:
-        raise OSError(-result, os.strerror(-result), path)
-
 
 cdef class BlockDevice:
     """A device, open and locked. Made by ``open``; ``recover`` it before anything else; ``close`` it at the end."""
@@ -481,49 +326,11 @@ cdef class BlockDevice:
 
     @staticmethod
     def create(path, *, cluster_id, uint32_t sds_id=0, uint32_t index=0, size_bytes):
-        """Makes a device of ``size_bytes`` (rounded down to whole slots of 4 MiB) in ``path``, absent or empty. Whole or not at all.
+        """Makes a device of ``size_bytes`` (whole slots of 4 MiB count) in ``path``, absent or empty.
 
-        Raises ``ValueError`` for a size or id out of range, ``FileExistsError`` when there is something, ``OSError``.
+        Whole or not at all. Raises ``ValueError`` (a size or id out of range), ``FileExistsError``, ``OSError``.
         """
-        cdef Superblock s
-        cdef char[SUPERBLOCK_BLOCK] block
-        path = os.path.abspath(os.fspath(path))
-        slots = size_bytes // SLOT_SIZE
-        if not 1 <= slots <= SLOT_COUNT_MAX:
-            raise ValueError(f"a device has {SLOT_SIZE} to {<uint64_t>SLOT_COUNT_MAX * SLOT_SIZE} bytes, not {size_bytes}")
-        if sds_id > SDS_ID_MAX or index > DEVICE_INDEX_MAX:
-            raise ValueError(f"SDS {sds_id} or device index {index} is out of range")
-        cluster_id = id_bytes(cluster_id, "cluster id")
-        if not any(cluster_id):
-            raise ValueError("the cluster id is zero")
-        device_id = secrets.token_bytes(16)
-        memset(&s, 0, sizeof(Superblock))
-        s.magic, s.version, s.size = SUPERBLOCK_MAGIC, DISK_VERSION, sizeof(Superblock)
-        memcpy(s.cluster_id, <const char*>(<bytes>cluster_id), 16)
-        memcpy(s.device_id, <const char*>(<bytes>device_id), 16)
-        s.sds_id, s.device_index, s.slot_count = sds_id, index, slots
-        s.journal_generation, s.clean = 1, 1
-        s.crc = crc32c(0, &s, sizeof(Superblock) - 4)
-        memset(block, 0, SUPERBLOCK_BLOCK)
-        memcpy(block, &s, sizeof(Superblock))
-        if os.path.lexists(path) and (not os.path.isdir(path) or os.listdir(path)):
-            raise FileExistsError(f"{path} is there and not an empty directory")
-        unfinished = path + ".unfinished"
-        remove_unfinished(unfinished)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        os.mkdir(unfinished, 0o700)
-        try:
-            make_files(unfinished, &s)
-            with open(os.path.join(unfinished, "superblock"), "xb") as file:
-                file.write(block[:SUPERBLOCK_BLOCK])
-                file.flush()
-                os.fsync(file.fileno())
-            sync_directory(unfinished)
-            os.rename(unfinished, path)
-        except BaseException:
-            remove_unfinished(unfinished)
-            raise
-        sync_directory(os.path.dirname(path))
+        create_device(os.path.abspath(os.fspath(path)), id_bytes(cluster_id, "cluster id"), sds_id, index, size_bytes)
 
     @staticmethod
     def open(path, *, cluster_id=None, boot_id=None):
@@ -573,7 +380,7 @@ cdef class BlockDevice:
         d.tags = <Tag*>mapping
 
     cdef rise(self, bytes boot_id):
-        """The next incarnation. What this boot acknowledged before is in the page cache still; after a boot it is not."""
+        """The next incarnation. What an older one of this boot acknowledged is in the page cache still."""
         cdef Superblock* s = self.device.superblock
         s.incarnation += 1
         self.was_clean = bool(s.clean)
@@ -602,7 +409,7 @@ cdef class BlockDevice:
         require(found == 1, file, f"the header of generation {d.superblock.journal_generation} is damaged")
         require(generation == d.superblock.journal_generation, file,
                 f"has generation {generation} where {d.superblock.journal_generation} is due")
-        raise_errno(superblock_write(d), self.path)
+        raise_errno(superblock_write(d.directory_fd, d.superblock), self.path)
 
     cdef release(self):
         """Gives everything back; the lock goes with the directory's descriptor."""
@@ -643,16 +450,16 @@ cdef class BlockDevice:
     def recover(self):
         """Makes the device fit to serve, after a crash or a clean stop alike; once per open.
 
-        Replays the journal, repairs the slot table, verifies the blocks of dirty slots and marks those unknown whose bytes are not
-        their tag's, and makes all that durable. Returns, and keeps the first two as attributes:
+        Replays the journal, repairs the slot table, verifies the blocks of dirty slots and marks those unknown whose
+        bytes are not their tag's, and makes all that durable. Returns, and keeps the first two as attributes:
 
         - ``dirty``: (volume id, chunk index, slot) of chunks that may differ from their other copy
         - ``freed``: (volume id, chunk index) of those whose slot was taken back: absent here, perhaps not there
         - ``lost``, ``lost_reasons``: slots whose chunk cannot be told; they are not given out again
         - ``clean records generations journal_damaged unknown_blocks never_blocks punched carried used free``
 
-        ``dirty`` and ``freed`` stay in the journal until a checkpoint voids it: checkpoint only when they are in sync, or
-        append intents for them again. Raises ``OSError``; the device is then to be closed.
+        ``dirty`` and ``freed`` stay in the journal until a checkpoint voids it: checkpoint only when they are in sync,
+        or append intents for them again. Raises ``OSError``; the device is then to be closed.
         """
         cdef Device* d = self.opened()
         cdef Own* own = own_of(d)
@@ -670,7 +477,8 @@ cdef class BlockDevice:
             own.to_punch_count += 1
         raise_errno(device_sync(d), self.path)
         for volume_id, chunk_index, slot, epoch in carry:
-            raise_errno(journal_append(journal, journal.capacity, JOURNAL_DIRTY, volume_id, chunk_index, slot, epoch), self.path)
+            raise_errno(journal_append(journal, journal.capacity, JOURNAL_DIRTY, volume_id, chunk_index, slot, epoch),
+                        self.path)
         raise_errno(device_journal_commit(d), self.path)
         if summary["generations"] > 1:
             raise_errno(device_journal_void(d), self.path)
@@ -695,7 +503,7 @@ cdef class BlockDevice:
                 self.lost_count += 1
 
     def set_sds(self, uint32_t sds_id, uint64_t incarnation):
-        """Durably: the SDS that the device belongs to, and the incarnation that all its devices share. Before it serves IO."""
+        """Durably, before IO: the SDS that the device belongs to, and the incarnation that its devices share."""
         cdef Device* d = self.opened()
         cdef Superblock* s = d.superblock
         if not 1 <= sds_id <= SDS_ID_MAX or s.sds_id not in (0, sds_id):
@@ -706,10 +514,10 @@ cdef class BlockDevice:
             s.durable_incarnation = incarnation
         s.sds_id, s.incarnation = sds_id, incarnation
         journal_of(d).incarnation = <uint32_t>incarnation
-        raise_errno(superblock_write(d), self.path)
+        raise_errno(superblock_write(d.directory_fd, d.superblock), self.path)
 
     def close(self, clean=True):
-        """Syncs (when ``clean``) and lets go. The journal keeps its records: a checkpoint is the caller's to make. Idempotent."""
+        """Syncs (when ``clean``) and lets go. Makes no checkpoint: the journal keeps its records. Idempotent."""
         cdef Device* d = self.device
         cdef int error = 0
         if d.journal == NULL:
@@ -720,7 +528,7 @@ cdef class BlockDevice:
                 error = device_journal_commit(d)
             if not error:
                 d.superblock.clean = 1
-                error = superblock_write(d)
+                error = superblock_write(d.directory_fd, d.superblock)
         self.release()
         raise_errno(error, self.path)
 
@@ -857,7 +665,8 @@ cdef class BlockDevice:
         cdef uint32_t check
         if data.shape[0] != BLOCK_SIZE:
             raise ValueError(f"a block has {BLOCK_SIZE} bytes, not {data.shape[0]}")
-        raise_errno(write_all(d.block_fd, &data[0], BLOCK_SIZE, device_offset(slot) + <uint64_t>block * BLOCK_SIZE), self.path)
+        raise_errno(write_all(d.block_fd, &data[0], BLOCK_SIZE, device_offset(slot) + block * <uint64_t>BLOCK_SIZE),
+                    self.path)
         check = crc32c(block_seed(entry.volume_id, entry.chunk_index, block), &data[0], BLOCK_SIZE)
         tag_set(device_tags(d, slot) + block, check, epoch, seq)
         d.needs_sync = True
@@ -868,7 +677,8 @@ cdef class BlockDevice:
         cdef SlotEntry* entry = d.slots + slot
         data = bytearray(BLOCK_SIZE)
         cdef uint8_t[::1] view = data
-        raise_errno(read_all(d.block_fd, &view[0], BLOCK_SIZE, device_offset(slot) + <uint64_t>block * BLOCK_SIZE), self.path)
+        raise_errno(read_all(d.block_fd, &view[0], BLOCK_SIZE, device_offset(slot) + block * <uint64_t>BLOCK_SIZE),
+                    self.path)
         check = crc32c(block_seed(entry.volume_id, entry.chunk_index, block), &view[0], BLOCK_SIZE)
         return bytes(data), check == tag_check(device_tags(d, slot) + block)
 

@@ -1,8 +1,8 @@
 # crc32c (Castagnoli), in the zlib convention: crc32c(crc32c(0, a), b) == crc32c(0, a + b).
 #
 # The check value of a block is the crc32c of a 16-byte prefix (volume u64, chunk u32, block u32) followed by the
-# block's bytes, so that a block that lands in the wrong place never verifies. For a block that a request covers only in part
-# (an unaligned edge) it is the crc32c of the same prefix and the bytes that are sent.
+# block's bytes, so that a block that lands in the wrong place never verifies. For a block that a request covers only
+# in part (an unaligned edge) it is the crc32c of the same prefix and the bytes that are sent.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stddef cimport size_t
 

@@ -1,7 +1,7 @@
 # The intent journal: two halves in one file, generation g in half g % 2 (ondisk.pxd has the format).
 #
-# One thread appends (the shard's); any thread commits. Records are built in memory, in an image of their half, and are written
-# by journal_commit in whole blocks. A half is begun again only after its generation was voided, and voiding
+# One thread appends (the shard's); any thread commits. Records are built in memory, in an image of their half, and are
+# written by journal_commit in whole blocks. A half is begun again only after its generation was voided, and voiding
 # (journal_commit first, under the same lock as every commit) is what makes the image safe to reuse.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, int64_t
 from libc.stddef cimport size_t
@@ -56,7 +56,8 @@ cdef void journal_delete(Journal* journal) noexcept nogil
 
 # Reads the header of a half. 1: good (*generation is set), 0: all zeros, -EBADMSG: neither, or -errno.
 cdef int journal_read_header(Journal* journal, int half, uint64_t* generation) noexcept nogil
-# Reads the half of a generation into its image up to the first record that is not its next one. Returns the count, or -errno.
+# Reads the half of a generation into its image up to the first record that is not its next one. Returns the count, or
+# -errno.
 cdef int64_t journal_read_records(Journal* journal, uint64_t generation, uint32_t slot_count) noexcept nogil
 # Goes on in a generation that was read and has `count` records.
 cdef void journal_resume(Journal* journal, uint64_t generation, uint64_t count) noexcept nogil

@@ -13,7 +13,7 @@ from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_
 from posix.types cimport off_t
 from datapath.checksum cimport crc32c
 from datapath.ondisk cimport (
-    DISK_VERSION, JOURNAL_ALLOC, JOURNAL_BLOCK, JOURNAL_DIRTY, JOURNAL_FREE, JOURNAL_MAGIC, JOURNAL_RECORD_SIZE,
+    DISK_VERSION, JOURNAL_BLOCK, JOURNAL_DIRTY, JOURNAL_FREE, JOURNAL_MAGIC, JOURNAL_RECORD_SIZE,
     JOURNAL_RECORDS_EXTRA, JOURNAL_RECORDS_PER_SLOT, SLOT_NONE, JournalHeader, JournalRecord)
 
 cdef extern from "<unistd.h>" nogil:
@@ -251,9 +251,9 @@ cdef int journal_commit(Journal* journal) noexcept nogil:
 
 
 cdef int journal_commit_locked(Journal* journal) noexcept nogil:
-    # In this order: when a generation begins between the two loads, it begins at or after `appended`. A second one cannot begin,
-    # because the first has not been voided, and voiding takes the lock that is held here. So what is not durable is in the
-    # open half and the one before it, and neither is being reused.
+    # In this order: when a generation begins between the two loads, it begins at or after `appended`. A second one
+    # cannot begin, because the first has not been voided, and voiding takes the lock that is held here. So what is not
+    # durable is in the open half and the one before it, and neither is being reused.
     cdef uint64_t appended = pfvol_load(&journal.appended)
     cdef uint64_t generation = pfvol_load(&journal.generation)
     cdef JournalHalf* newer = &journal.halves[generation % 2]

@@ -1,5 +1,6 @@
 # Everything that is written to an SDS's disk, whole: names, structures, limits. Little-endian. A change here is a new
-# DISK_VERSION. Golden bytes: tests/golden/. Every structure carries its own crc32c and is checked field by field on open.
+# DISK_VERSION. Golden bytes: tests/golden/. Every structure carries its own crc32c and is checked field by field on
+# open.
 #
 # A device is a directory:
 #   superblock   4096 bytes      struct Superblock, rewritten at each start (write-new, fsync, rename)
@@ -66,7 +67,7 @@ cdef packed struct SlotEntry:
     uint32_t epoch                   # of the chunk when the slot was given out
     uint32_t generation              # low half of the journal generation in which the entry was written
     uint32_t slot                    # its own number: a misplaced entry shows
-    uint32_t crc                     # of the 28 bytes before it; a free entry is all zeros or has a good crc
+    uint32_t crc                     # of the 28 bytes before it; free entries have it too: zeros show
 
 cdef packed struct Superblock:
     uint64_t magic

@@ -1,27 +1,27 @@
 """Crash recovery of one device: journal, slot table and tags are made to agree again.
 
-Assumes an open, locked device whose superblock and file sizes are good. Promises that afterwards no block verifies whose
-bytes are not those of its tag, that every chunk which may differ from its other copy is reported dirty, and that what
-cannot be told is reported as lost, never guessed. Running it again after a crash in the middle gives the same.
+Assumes an open, locked device whose superblock and file sizes are good. Promises that afterwards no block verifies
+whose bytes are not those of its tag, that every chunk which may differ from its other copy is reported dirty, and that
+what cannot be told is reported as lost, never guessed. Running it again after a crash in the middle gives the same.
 
-What makes it right: data is written only after the chunk's ALLOC or DIRTY record is durable, holes are punched only after
-the FREE record is, and a record lives until everything before it was synced. So the journal's last word on a slot counts,
-and an entry that was written in a live generation without a record comes from an operation that nobody was told had worked.
+What makes it right: data is written only after the chunk's ALLOC or DIRTY record is durable, holes are punched only
+after the FREE record is, and a record lives until everything before it was synced. So the journal's last word on a
+slot counts, and an entry that was written in a live generation without a record comes from an operation that nobody
+was told had worked.
 """
 from libc.errno cimport EBADMSG, errno
-from libc.stdint cimport uint8_t, uint32_t, uint64_t, int64_t
+from libc.stdint cimport uint32_t, uint64_t, int64_t
 from libc.stddef cimport size_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memset
 from posix.types cimport off_t
 import os
 from datapath.blockfile cimport Device, device_offset, device_tags
 from datapath.checksum cimport block_seed, check_zero_block, crc32c
 from datapath.journal cimport Journal, journal_read_header, journal_read_records, journal_resume, read_all
 from datapath.ondisk cimport (
-    JOURNAL_ALLOC, JOURNAL_DIRTY, JOURNAL_FREE, SLOT_ENTRY_SIZE, SLOT_FREE, SLOT_LOST, SLOT_NONE, SLOT_SIZE, SLOT_TAGS_SIZE, SLOT_USED,
-    TAG_HOLE, TAG_UNKNOWN, SEQ_MASK, TAGS_PER_SLOT, JournalRecord, SlotEntry, Tag)
-from datapath.tags cimport tag_check, tag_is_blank, tag_is_hole, tag_set, tag_set_never
+    JOURNAL_ALLOC, JOURNAL_DIRTY, JOURNAL_FREE, SLOT_ENTRY_SIZE, SLOT_FREE, SLOT_LOST, SLOT_NONE, SLOT_SIZE,
+    SLOT_TAGS_SIZE, SLOT_USED, TAG_UNKNOWN, SEQ_MASK, TAGS_PER_SLOT, JournalRecord, SlotEntry, Tag)
+from datapath.tags cimport tag_check, tag_is_blank, tag_set, tag_set_never
 
 cdef enum:
     BLOCK_SIZE = 4096
@@ -58,10 +58,6 @@ cdef int compare_used(const void* left, const void* right) noexcept nogil:
 
 
 cdef bint entry_good(const SlotEntry* entry, uint32_t slot) noexcept nogil:
-    cdef SlotEntry blank
-    memset(&blank, 0, sizeof(SlotEntry))
-    if memcmp(entry, &blank, sizeof(SlotEntry)) == 0:
-        return True
     if entry.crc != crc32c(0, entry, SLOT_ENTRY_SIZE - 4) or entry.slot != slot:
         return False
     return entry.state <= SLOT_LOST
@@ -142,7 +138,8 @@ cdef class Recovery:
         if found < 0 and found != -EBADMSG:
             raise OSError(-found, os.strerror(-found), self.name)
         newer = found == 1 and generation == self.base + 1
-        # The other half is one generation older or newer, or empty in a new device. Anything else may have lost intents.
+        # The other half is one generation older or newer, or empty in a new device. Anything else may have lost
+        # intents.
         older = (found == 1 and generation + 1 == self.base) or (found == 0 and self.base == 1)
         self.damaged = not (newer or older)
         self.open_generation = self.base + 1 if newer else self.base
@@ -228,7 +225,7 @@ cdef class Recovery:
             entry = self.device.slots + slot
             if self.states[slot].last != NULL:
                 self.settle_told(slot)
-            elif not entry_good(entry, slot) or entry.state == SLOT_LOST or (entry.crc != 0 and self.live(entry)):
+            elif not entry_good(entry, slot) or entry.state == SLOT_LOST or self.live(entry):
                 self.settle_untold(slot)
             elif self.damaged and entry.state == SLOT_USED:
                 self.states[slot].dirty = True
@@ -289,8 +286,8 @@ cdef class Recovery:
                 if not error and fallocate(self.device.tag_fd, 0, <off_t>slot * SLOT_TAGS_SIZE, SLOT_TAGS_SIZE):
                     error = -errno
                 if not error:
-                    unknown = check_tags(device_tags(self.device, slot), entry.volume_id, entry.chunk_index, self.scratch,
-                                         self.states[slot].fresh, &never)
+                    unknown = check_tags(device_tags(self.device, slot), entry.volume_id, entry.chunk_index,
+                                         self.scratch, self.states[slot].fresh, &never)
             if error:
                 raise OSError(-error, os.strerror(-error), self.name)
             total_unknown += unknown

@@ -5,7 +5,7 @@ A Python tag is ``(check, epoch, seq)`` with the check value as it travels on th
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from datapath.checksum cimport block_seed, check_zero_block, crc32c
-from datapath.ondisk cimport Tag, TAG_HOLE, TAG_SIZE, TAG_UNKNOWN, SEQ_MASK, TAGS_PER_SLOT
+from datapath.ondisk cimport Tag, TAG_HOLE, TAG_SIZE, TAG_UNKNOWN, TAGS_PER_SLOT
 
 cdef enum:
     BLOCK_SIZE = 4096

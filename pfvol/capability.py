@@ -1,9 +1,9 @@
 """Capabilities: what an SDC shows an SDS to be served a volume. Pure functions.
 
-Owns the layout and the signature. Assumes that the key is the cluster's capability key, which the MDM makes and only SDSs
-get: an SDC carries its capabilities but cannot make or change one. Promises that ``verify`` returns only what was signed
-with the key, for this SDC and this volume, and has not expired; whether the mapping still exists is not said by a
-capability but by the volume's mapping list.
+Owns the layout and the signature. Assumes that the key is the cluster's capability key, which the MDM makes and only
+SDSs get: an SDC carries its capabilities but cannot make or change one. Promises that ``verify`` returns only what was
+signed with the key, for this SDC and this volume, and has not expired; whether the mapping still exists is not said by
+a capability but by the volume's mapping list.
 """
 
 from __future__ import annotations

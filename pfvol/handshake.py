@@ -1,10 +1,10 @@
-"""The handshake on the data port: who is at the other end, proven with the cluster secret, before an engine gets the socket.
+"""The handshake on the data port: who is at the other end, proven with the secret, before an engine gets the socket.
 
 Owns the four bodies (HELLO, CHALLENGE, PROOF, WELCOME) and the socket's settings. Assumes that every byte received is
-hostile until its proof holds. Promises: nothing of a peer is believed before its proof; a proof is good for one handshake
-only (both sides give a fresh nonce) and in one direction only (each side's proof has a prefix of its own, so a proof sent
-back to its maker is worth nothing); not one byte beyond the handshake is read, since what follows belongs to the engine;
-everything ends within HANDSHAKE_TIMEOUT_SECONDS.
+hostile until its proof holds. Promises: nothing of a peer is believed before its proof; a proof is good for one
+handshake only (both sides give a fresh nonce) and in one direction only (each side's proof has a prefix of its own, so
+a proof sent back to its maker is worth nothing); not one byte beyond the handshake is read, since what follows belongs
+to the engine; everything ends within HANDSHAKE_TIMEOUT_SECONDS.
 
 The functions above the line "trio" are pure; ``connect`` and ``accept`` move their bytes.
 """
@@ -38,8 +38,9 @@ CHALLENGE_BYTES: Final = _CHALLENGE.size + PROOF_BYTES
 assert (HELLO_BYTES, CHALLENGE_BYTES) == (72, 104)
 assert max(HELLO_BYTES, CHALLENGE_BYTES) <= wire.CONTROL_BODY_MAX
 
-# Two full frames in flight each way without a wait for the reader. The kernel caps what an unprivileged process asks for
-# (and stops its own tuning once asked), so only the privileged form is used: who lacks the right keeps the kernel's tuning.
+# Two full frames in flight each way without a wait for the reader. The kernel caps what an unprivileged process asks
+# for (and stops its own tuning once asked), so only the privileged form is used: who lacks the right keeps the kernel's
+# tuning.
 SOCKET_BUFFER_BYTES: Final = 2 * 1024 * 1024
 KEEPALIVE_IDLE_SECONDS: Final = 5
 KEEPALIVE_INTERVAL_SECONDS: Final = 2
@@ -110,9 +111,7 @@ def parse_hello(body: bytes) -> Hello:
 
 
 def build_challenge(secret: bytes, hello_body: bytes, info: ServerInfo, cluster_id: bytes, nonce: bytes) -> bytes:
-    unproven = _CHALLENGE.pack(
-        info.sds_id, SHARD_COUNT, info.incarnation, info.durable_incarnation, cluster_id, nonce
-    )
+    unproven = _CHALLENGE.pack(info.sds_id, SHARD_COUNT, info.incarnation, info.durable_incarnation, cluster_id, nonce)
     return unproven + _proof(secret, b"pfvol server", hello_body, unproven)
 
 
@@ -178,7 +177,9 @@ async def connect(
     incarnation: int,
     sds_id: int,
 ) -> tuple[int, ServerInfo]:
-    """Connects to an SDS's data port and shakes hands: a non-blocking socket's fd, which the caller owns, and who answered.
+    """Connects to an SDS's data port and shakes hands.
+
+    Returns a non-blocking socket's fd, which the caller owns, and who answered.
 
     Raises UnreachableError, TimedOutError, UnauthorizedError, OldSessionError, ProtocolError.
     """
@@ -208,8 +209,8 @@ async def accept(
 ) -> tuple[int, Peer]:
     """Shakes hands with whoever connected: a non-blocking socket's fd, which the caller owns, and who it is.
 
-    ``admit`` is asked once the proof holds; it returns wire.ST_OK or the status to refuse with. The stream is closed (or
-    detached) in any case. Raises what ``connect`` raises; the caller logs it, nothing of it is the SDS's own fault.
+    ``admit`` is asked once the proof holds; it returns wire.ST_OK or the status to refuse with. The stream is closed
+    (or detached) in any case. Raises what ``connect`` raises; the caller logs it, nothing of it is the SDS's own fault.
     """
     info = ServerInfo(sds_id, incarnation, durable_incarnation)
     with _closed_on_failure(stream), _one_deadline("the client"):
@@ -302,7 +303,8 @@ def _detach(stream: trio.SocketStream) -> int:
     """Takes the socket from trio, set up for an engine. Nothing may await between this and giving the fd an owner."""
     sock = stream.socket
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # trio asks for a low mark that suits a program which writes when it may; the engine wants the whole buffer (0: kernel default).
+    # trio asks for a low mark that suits a program which writes when it may; the engine wants the whole buffer (0:
+    # kernel default).
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_SECONDS)
@@ -311,6 +313,7 @@ def _detach(stream: trio.SocketStream) -> int:
     for option in (_SO_SNDBUFFORCE, _SO_RCVBUFFORCE):
         with contextlib.suppress(PermissionError):
             sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
-    # trio's epoll must forget the fd before an engine's epoll gets it: the number lives on, so trio cannot notice by itself.
+    # trio's epoll must forget the fd before an engine's epoll gets it: the number lives on, so trio cannot notice by
+    # itself.
     trio.lowlevel.notify_closing(sock)
     return sock.detach()

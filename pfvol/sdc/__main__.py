@@ -18,6 +18,7 @@ from typing import Any
 
 import trio
 
+from pfvol.config import parse_address
 from pfvol.errors import EXIT_BUG, Error, InternalError
 from pfvol.log import configure, get_logger
 from pfvol.sdc import daemon, records
@@ -73,7 +74,7 @@ async def _run(arguments: argparse.Namespace, ready: _Ready) -> None:
     spec = daemon.MountSpec(
         mountpoint=arguments.mountpoint,
         sdc=arguments.sdc,
-        mdm=daemon.parse_address(arguments.mdm),
+        mdm=parse_address(arguments.mdm),
         secret_file=Path(arguments.secret_file),
         options=parse_options(arguments.options),
         source=arguments.source,

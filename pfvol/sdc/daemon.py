@@ -18,14 +18,15 @@ from typing import Any
 import pyfuse3
 import trio
 
-from pfvol.errors import ConfigError, ConflictError, Error, InvalidError, NotFoundError, TimedOutError
+from pfvol.config import Config, format_address
+from pfvol.errors import ConfigError, ConflictError, Error, NotFoundError, TimedOutError
 from pfvol.log import get_logger
 from pfvol.sdc import mount
 from pfvol.sdc.operations import VolumeFiles
 from pfvol.sdc.options import MountOptions, parse_options
 from pfvol.sdc.session import SdcSession
 
-REGISTER_TIMEOUT_SECONDS = 20.0
+REGISTER_TIMEOUT_SECONDS = 10.0
 ANSWER_TIMEOUT_SECONDS = 10.0
 FLUSH_TIMEOUT_SECONDS = 15.0
 RELAY_BUFFER_BYTES = 4 * 1024 * 1024  # the largest message is one of 1 MiB; the kernel may cap this for users
@@ -46,14 +47,6 @@ class MountSpec:
     secret_file: Path
     options: MountOptions
     source: str
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """``host:port``; an IPv6 host may stand in brackets."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise InvalidError(f"{text!r} is not HOST:PORT")
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def read_secret(path: Path) -> bytes:
@@ -187,17 +180,18 @@ async def _leave(mountpoint: str, session: SdcSession) -> None:
 
 async def run_role(node: Any, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
     """The sdc capability of a node: mounts at the configuration's ``[sdc] mountpoint``."""
-    config = node.config
-    if not config.sdc.mountpoint:
+    config: Config = node.config
+    if config.sdc.mountpoint is None:
         raise ConfigError("capability sdc needs [sdc] mountpoint in the configuration")
     options = parse_options(config.sdc.options)
+    mdm = config.cluster.mdm or (config.node.bind, config.mdm.control_port)
     spec = MountSpec(
         mountpoint=mount.resolve(str(config.sdc.mountpoint)),
         sdc=options.sdc or node.name,
-        mdm=parse_address(config.cluster.mdm),
-        secret_file=Path(config.cluster.secret_file),
+        mdm=mdm,
+        secret_file=config.secret_file,
         options=options,
-        source=f"{mount.SUBTYPE}:{config.cluster.mdm}",
+        source=f"{mount.SUBTYPE}:{format_address(mdm)}",
     )
     prepare_process()
     await serve(spec, node.stopping, task_status=task_status)

@@ -20,8 +20,17 @@ import trio
 from datapath import wire
 from datapath.initiator import Initiator
 from pfvol import __version__, handshake
+from pfvol.config import format_address
 from pfvol.constants import CHUNK_SIZE_BYTES, HEARTBEAT_SECONDS, INODE_ROOT, RPC_TIMEOUT_SECONDS, SEGMENT_CHUNKS
-from pfvol.errors import Error, NotFoundError, ProtocolError, TimedOutError
+from pfvol.errors import (
+    ConflictError,
+    Error,
+    NotFoundError,
+    ProtocolError,
+    UnauthorizedError,
+    UnreachableError,
+    VersionError,
+)
 from pfvol.log import get_logger
 from pfvol.rpc.client import Reconnecting, Session
 from pfvol.sdc import notify
@@ -38,6 +47,8 @@ FIGURES_RETRY_SECONDS = 5.0
 RETRY_SECONDS_MIN = 0.02
 RETRY_SECONDS_MAX = 1.0
 LOG_AGAIN_SECONDS = 5.0
+REFUSAL_CHECK_SECONDS = 0.05
+REFUSALS = (UnauthorizedError, VersionError, ConflictError)
 
 SegmentKey = tuple[int, int]
 
@@ -81,22 +92,30 @@ class SdcSession:
     async def run(self, register_timeout_seconds: float, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Runs until cancelled. Started: the MDM knows us.
 
-        Raises TimedOutError if the MDM does not answer in time, UnauthorizedError if it does not want us.
+        Raises UnreachableError if the MDM does not answer in time, UnauthorizedError if it does not want us.
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
                 nursery.start_soon(self._mdm.run)
-                with trio.move_on_after(register_timeout_seconds) as waiting:
-                    await self._registered.wait()
-                if waiting.cancelled_caught:
-                    raise TimedOutError(f"the MDM does not answer within {register_timeout_seconds:g} s")
+                await self._await_registered(register_timeout_seconds)
                 nursery.start_soon(self._refresh_loop)
                 nursery.start_soon(self._renewal_loop)
                 task_status.started()
                 await trio.sleep_forever()
             finally:
                 await self._stop_engine()
+
+    async def _await_registered(self, timeout_seconds: float) -> None:
+        with trio.move_on_after(timeout_seconds):
+            while not self._registered.is_set():
+                if isinstance(self._mdm.last_error, REFUSALS):
+                    raise self._mdm.last_error  # Trying again will not change it.
+                with trio.move_on_after(REFUSAL_CHECK_SECONDS):
+                    await self._registered.wait()
+            return
+        reason = f": {self._mdm.last_error}" if self._mdm.last_error else ""
+        raise UnreachableError(f"no MDM at {format_address(self._mdm.address)} within {timeout_seconds:g} s{reason}")
 
     async def attach(self, fuse_fd: int, relay_fd: int, mountpoint: str, *, force_direct: bool) -> None:
         """Starts the engine on a mount (it owns both descriptors from here on) and shows the volumes."""
@@ -421,8 +440,12 @@ class SdcSession:
                 self._want_renewal()
             case ("unmounted",):
                 self.unmounted.set()
+            case ("relay_closed",):
+                pass  # pyfuse3 is ending because the mount is, or has failed, which ends the mount.
             case ("io_error", volume_id, code, message):
                 self._on_io_error(volume_id, code, message)
+            case ("past_end", volume_id):
+                self._want_size_corrected(volume_id)
             case ("checksum_error", volume_id, chunk_index, sds_id):
                 self._log.error("a block did not verify", volume_id=volume_id, chunk_index=chunk_index, sds_id=sds_id)
             case _:
@@ -433,8 +456,6 @@ class SdcSession:
         self._log_sometimes(
             ("io", volume_id, code), "an application got an error", volume_id=volume_id, errno=name, reason=message
         )
-        if code in (errno.EFBIG, errno.ENOSPC):
-            self._want_size_corrected(volume_id)
 
     async def _report_loop(self, engine: Initiator) -> None:
         """Raw counters each second; what cannot be said while the MDM is away is in the next report."""

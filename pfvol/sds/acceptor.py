@@ -1,8 +1,8 @@
 """The data port: accepts, shakes hands, and gives each socket to the engine.
 
 Owns the listening socket and the handshakes under way. Assumes that everything that connects is hostile until its
-handshake is done. Promises: at most HANDSHAKES_MAX handshakes at a time, each with a deadline; nothing that arrives ends
-the process; a session of an SDC that is older than one already admitted is refused.
+handshake is done. Promises: at most HANDSHAKES_MAX handshakes at a time, each with a deadline; nothing that arrives
+ends the process; a session of an SDC that is older than one already admitted is refused.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ class Acceptor:
             durable_incarnation=me.durable_incarnation,
             admit=self._admit,
         )
-        # No await from here on: the fd always has an owner. While the WELCOME was sent a newer session may have been let in.
+        # No await from here on: the fd always has an owner. While the WELCOME was sent a newer session may have been
+        # let in.
         if self._outdated(peer):
             os.close(fd)
         elif peer.role == wire.ROLE_SDS:

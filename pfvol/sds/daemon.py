@@ -1,8 +1,8 @@
 """The SDS role: from a data directory and an MDM's address to a storage server that serves.
 
 Owns the order of things: port, devices, registration, engine, serving, and their end. Assumes a node that gives
-configuration and says when to stop. Promises: nothing is served before the MDM has admitted the SDS and told its peers; once
-it serves, the MDM may go away; a device that cannot be used never ends the process, it is reported; a clean stop
+configuration and says when to stop. Promises: nothing is served before the MDM has admitted the SDS and told its peers;
+once it serves, the MDM may go away; a device that cannot be used never ends the process, it is reported; a clean stop
 checkpoints, closes the devices clean and ends within STOP_SECONDS.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, Final
 
 import trio
@@ -22,6 +21,7 @@ from pfvol.constants import HEARTBEAT_SECONDS
 from pfvol.errors import ConfigError, ConflictError, Error, InvalidError, NotFoundError, ProtocolError
 from pfvol.log import get_logger
 from pfvol.node import Node
+from pfvol.rpc.auth import load_secret
 from pfvol.rpc.client import Reconnecting, Session
 from pfvol.sds import acceptor
 from pfvol.sds.devices import Devices, load_state, parse_specs
@@ -35,7 +35,7 @@ Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 
 
 async def run_role(node: Node, *, task_status: trio.TaskStatus[dict[str, Any]] = trio.TASK_STATUS_IGNORED) -> None:
-    """Runs an SDS until the node stops. Started when the data port is ours and the devices are open: it registers by itself.
+    """Runs an SDS until the node stops. Started when port and devices are ours: it registers by itself from then on.
 
     Raises ConfigError when the port or the data directory cannot be used.
     """
@@ -48,10 +48,12 @@ class Sds:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._config = node.config.sds
-        self._secret = Path(node.config.cluster.secret_file).read_bytes()
-        self._directory = Path(node.data_dir) / node.name
+        self._secret = load_secret(node.config.secret_file)
+        self._directory = node.config.node_dir
         self._devices = Devices(self._directory, load_state(self._directory))
         self._log = get_logger("sds")
+        # A node that is the MDM too need not say where the MDM is.
+        self._mdm_address = node.config.cluster.mdm or (node.config.node.bind, node.config.mdm.control_port)
         self._data_address: tuple[str, int] = ("", 0)
         self._http_address: tuple[str, int] | None = None
         self._server: Server | None = None
@@ -77,7 +79,7 @@ class Sds:
         try:
             await self._open_port()
             await self._devices.open()
-            host, port = parse_address(self._node.config.cluster.mdm)
+            host, port = self._mdm_address
             self._mdm = Reconnecting(
                 host,
                 port,
@@ -99,7 +101,7 @@ class Sds:
                 await self._close()
 
     async def _open_port(self) -> None:
-        """Binds the configured port, else the one of the last run, else any; a port that we chose may change, clients ask the MDM."""
+        """Binds the configured port, else the one of the last run, else any: who looks for us asks the MDM."""
         bind, state = self._node.config.node.bind, self._devices.state
         wanted = self._config.data_port or state.data_port
         try:
@@ -111,8 +113,7 @@ class Sds:
         port = self._sock.getsockname()[1]
         if port != state.data_port:
             self._devices.remember(data_port=port)
-        mdm = parse_address(self._node.config.cluster.mdm)
-        self._data_address = (self._config.advertise or advertised(bind, mdm), port)
+        self._data_address = (self._config.advertise or advertised(bind, self._mdm_address), port)
 
     async def _stop_is_wanted(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -146,7 +147,8 @@ class Sds:
             try:
                 await self._introduce(mdm)
             except (ConfigError, ProtocolError, ConflictError) as error:
-                # Nothing that trying again at once could heal. The connection stays, for the MDM to show that we are here.
+                # Nothing that trying again at once could heal. The connection stays, for the MDM to show that we are
+                # here.
                 self._log.error("not serving", reason=error.message)
 
     async def _introduce(self, mdm: Session | Reconnecting) -> None:
@@ -160,7 +162,8 @@ class Sds:
                 self._server.registered(reply)
                 return
             if self._devices.failed:
-                # What the lost device held cannot be told from what was never written: serving the rest would serve zeros.
+                # What the lost device held cannot be told from what was never written: serving the rest would serve
+                # zeros.
                 self._log.error("not serving: a device is out of service", devices=self._devices.failed)
                 return
             cluster_id, sds_id = bytes(reply["cluster_id"]), int(reply["sds_id"])
@@ -200,7 +203,7 @@ class Sds:
             self._secret, bytes(reply["cluster_id"]), sds_id, devices.incarnation, devices.durable_incarnation
         )
         target = Target(sds_id, identity.incarnation, identity.durable_incarnation)
-        for device in devices.opened.values():
+        for _, device in sorted(devices.opened.items()):
             target.add_device(device)
         self._target = target
         await trio.to_thread.run_sync(target.start)
@@ -216,7 +219,8 @@ class Sds:
         while True:
             await trio.sleep(HEARTBEAT_SECONDS)
             if self._admitted and self._mdm.connected:
-                # Not a call: a report that is lost is made good by the next one, and what was purged is asked for again.
+                # Not a call: a report that is lost is made good by the next one, and what was purged is asked for
+                # again.
                 with contextlib.suppress(Error):
                     await self._mdm.notify("sds.report", self._report())
 
@@ -275,9 +279,7 @@ class Sds:
         await self._serving().deleted(int(params["volume_id"]))
 
     async def _rpc_verify(self, params: dict[str, Any]) -> list[list[Any]]:
-        return await self._serving().verify(
-            int(params["volume_id"]), int(params["first_chunk"]), int(params["count"])
-        )
+        return await self._serving().verify(int(params["volume_id"]), int(params["first_chunk"]), int(params["count"]))
 
     def _serving(self) -> Server:
         if self._server is None:
@@ -290,7 +292,7 @@ def _as_list(failed: dict[int, str]) -> list[list[Any]]:
 
 
 def advertised(bind: str, mdm: tuple[str, int]) -> str:
-    """The address to tell the MDM: the one we listen on; when that is any address, the one from which the MDM is reached."""
+    """The address to tell the MDM: the one we listen on; if that is any, the one from which the MDM is reached."""
     if bind not in ("", "0.0.0.0", "::"):
         return bind
     try:

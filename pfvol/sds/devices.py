@@ -1,9 +1,9 @@
 """The devices of an SDS: made when the MDM says so, opened together, under one incarnation.
 
-Owns ``<node directory>/sds.json`` (who this SDS is, its data port, the devices it has) and the devices' lifecycle outside
-the engine. Assumes that one process works on a node directory (each device is locked). Promises: a device is listed in
-sds.json only once it was made whole, and a listed one is never made again, so that a device that is lost shows as lost
-and not as empty; what is wrong with a device is said with its path; the others are opened all the same.
+Owns ``<node directory>/sds.json`` (who this SDS is, its data port, the devices it has) and the devices' lifecycle
+outside the engine. Assumes that one process works on a node directory (each device is locked). Promises: a device is
+listed in sds.json only once it was made whole, and a listed one is never made again, so that a device that is lost
+shows as lost and not as empty; what is wrong with a device is said with its path; the others are opened all the same.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,13 +19,15 @@ from typing import Any, Final
 import trio
 
 from datapath.blockfile import BlockDevice
-from pfvol.errors import ConfigError, Error, ProtocolError, VersionError
+from pfvol.constants import CHUNK_SIZE_BYTES
+from pfvol.errors import ConfigError, ConflictError, ProtocolError, VersionError
 from pfvol.log import get_logger
 
 STATE_FILE: Final = "sds.json"
 STATE_FORMAT: Final = 1
 DEVICES_MAX: Final = 1024
-OPENING_MAX: Final = 4  # devices that are recovered at a time
+WORKING_MAX: Final = 4  # devices that are made or recovered at a time
+_SUMMARY: Final = ("clean", "used", "free", "unknown_blocks", "records")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +141,9 @@ class Devices:
         return max((device.durable_incarnation for device in self.opened.values()), default=0)
 
     def describe(self) -> list[dict[str, Any]]:
-        """As ``sds.register`` wants them. None at all while one is out of service: see ``Sds._serve``."""
+        """As ``sds.register`` wants them."""
         return [
-            {"index": index, "slots": device.slot_count, "device_id": device.device_id}
+            {"index": index, "slots": device.slots, "device_id": device.device_id.hex()}
             for index, device in sorted(self.opened.items())
         ]
 
@@ -149,3 +151,109 @@ class Devices:
         """Those that were never made."""
         known = {spec.index for spec in self.state.devices}
         return [spec for spec in told if spec.index not in known]
+
+    def remember(self, **changes: Any) -> None:
+        """Changes the state, durably."""
+        self.state = replace(self.state, **changes)
+        save_state(self.directory, self.state)
+
+    def adopt(self, cluster_id: bytes, sds_id: int) -> None:
+        """The MDM has said who we are. Raises ConflictError when the devices are somebody else's."""
+        state = self.state
+        if (state.cluster_id or cluster_id) != cluster_id:
+            raise ConflictError(
+                f"{self.directory} belongs to cluster {state.cluster_id.hex() if state.cluster_id else '?'}, "
+                f"the MDM is of {cluster_id.hex()}"
+            )
+        if (state.sds_id or sds_id) != sds_id:
+            raise ConflictError(f"{self.directory} belongs to SDS {state.sds_id}, the MDM takes it for SDS {sds_id}")
+        if (state.cluster_id, state.sds_id) != (cluster_id, sds_id):
+            self.remember(cluster_id=cluster_id, sds_id=sds_id)
+
+    async def open(self) -> None:
+        """Opens and recovers the listed devices; what is wrong with one goes to ``failed``."""
+        await self._open_all(self.state.devices)
+
+    async def make(self, specs: Iterable[DeviceSpec]) -> None:
+        """Makes and opens devices that were never listed, then lists those that are whole."""
+        specs = tuple(specs)
+        await self._for_each(self._make, specs)
+        await self._open_all([spec for spec in specs if spec.index not in self.failed])
+        made = [spec for spec in specs if spec.index in self.opened]
+        if made:
+            self.remember(devices=(*self.state.devices, *made))
+
+    async def close(self) -> None:
+        """Marks the devices clean and lets go of them. The engine must have stopped."""
+        await self._for_each(self._close, tuple(self.opened.values()))
+        self.opened.clear()
+
+    async def _open_all(self, specs: Iterable[DeviceSpec]) -> None:
+        await self._for_each(self._open, tuple(specs))
+        if self.opened and self.state.sds_id is not None:
+            # All devices serve under one incarnation, higher than any that one of them has had: some may have missed a
+            # start.
+            incarnation = self.incarnation
+            for index, device in tuple(self.opened.items()):
+                if not await self._attempt(index, device.path, device.set_sds, self.state.sds_id, incarnation):
+                    device.close(clean=False)
+                    del self.opened[index]
+
+    async def _make(self, spec: DeviceSpec) -> None:
+        def create() -> None:
+            # There already, if we ended between making and listing it; then opening it tells whether it is ours.
+            with contextlib.suppress(FileExistsError):
+                BlockDevice.create(
+                    spec.path,
+                    cluster_id=self.state.cluster_id or b"",
+                    sds_id=self.state.sds_id or 0,
+                    index=spec.index,
+                    size_bytes=spec.slots * CHUNK_SIZE_BYTES,
+                )
+
+        await self._attempt(spec.index, spec.path, create)
+
+    async def _open(self, spec: DeviceSpec) -> None:
+        def open_and_recover() -> None:
+            device = BlockDevice.open(spec.path, cluster_id=self.state.cluster_id)
+            try:
+                if (device.index, device.slots) != (spec.index, spec.slots):
+                    raise ValueError(
+                        f"holds device {device.index} of {device.slots} slots "
+                        f"where device {spec.index} of {spec.slots} is due"
+                    )
+                summary = device.recover()
+                if summary["lost"]:
+                    raise ValueError(f"slots are damaged: {summary['lost_reasons']}")
+            except BaseException:
+                device.close(clean=False)
+                raise
+            self._log.info("device opened", path=spec.path, **{key: summary[key] for key in _SUMMARY})
+            self.opened[spec.index] = device
+
+        await self._attempt(spec.index, spec.path, open_and_recover)
+
+    async def _close(self, device: BlockDevice) -> None:
+        await self._attempt(device.index, device.path, device.close)
+
+    async def _attempt(self, index: int, path: str, work: Callable[..., Any], *arguments: Any) -> bool:
+        """Runs ``work`` in a thread; what it raises puts the device out of service, with its path and the reason."""
+        try:
+            await trio.to_thread.run_sync(work, *arguments)
+        except (OSError, ValueError, MemoryError) as error:
+            reason = str(getattr(error, "strerror", None) or error) or type(error).__name__
+            self.failed[index] = reason if path in reason else f"{path}: {reason}"
+            self._log.error("device cannot be used", device=index, reason=self.failed[index])
+            return False
+        return True
+
+    async def _for_each(self, work: Callable[[Any], Awaitable[None]], items: tuple[Any, ...]) -> None:
+        limit = trio.CapacityLimiter(WORKING_MAX)
+
+        async def one(item: Any) -> None:
+            async with limit:
+                await work(item)
+
+        async with trio.open_nursery() as nursery:
+            for item in items:
+                nursery.start_soon(one, item)

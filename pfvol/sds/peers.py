@@ -1,9 +1,9 @@
 """Connections to the other SDSs: one outgoing per SDS that the MDM lists, kept alive.
 
-Owns the tasks that connect, and through the engine the connections that they made (the incoming ones, on which the others
-replicate to us, come through the acceptor). Assumes one trio thread. Promises: while a peer is listed it is tried again
-within RETRY_SECONDS_MAX (also when the MDM thinks that it is down: two who can talk need not wait for the MDM to notice);
-a peer that is no longer listed is closed; an incarnation older than the MDM's is never believed.
+Owns the tasks that connect, and through the engine the connections that they made (the incoming ones, on which the
+others replicate to us, come through the acceptor). Assumes one trio thread. Promises: while a peer is listed it is
+tried again within RETRY_SECONDS_MAX (also when the MDM thinks that it is down: two who can talk need not wait for the
+MDM to notice); a peer that is no longer listed is closed; an incarnation older than the MDM's is never believed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """An SDS that serves: the engine's decisions, made on the trio side.
 
-Owns the running engine (``Target``), the cache of volumes, the peers, the acceptor, and every task between them. Assumes
-that it runs in the one trio thread that may call the engine, and that the MDM may be away at any time. Promises: every
-question of the engine gets an answer sooner or later; a capability is granted only when its signature, SDC, volume and expiry
-hold and its mapping exists; when ``revoked`` or ``deleted`` returns, the engine has taken note; what is known goes on without the MDM.
+Owns the running engine (``Target``), the cache of volumes, the peers, the acceptor, and every task between them.
+Assumes that it runs in the one trio thread that may call the engine, and that the MDM may be away at any time.
+Promises: every question of the engine gets an answer sooner or later; a capability is granted only when its signature,
+SDC, volume and expiry hold and its mapping exists; when ``revoked`` or ``deleted`` returns, the engine has taken note;
+what is known goes on without the MDM.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from datapath import wire
-from datapath.target import Target
 from pfvol import capability
 from pfvol.capability import Capability
 from pfvol.constants import CHECKPOINT_SECONDS, SEGMENT_CHUNKS, SEGMENT_ENTRY_BYTES, SEGMENT_ENTRY_FORMAT
@@ -34,6 +34,9 @@ from pfvol.log import get_logger
 from pfvol.sds.acceptor import Acceptor, Clients
 from pfvol.sds.peers import Identity, Peers, parse_peers
 from pfvol.sds.volumes import RETRY_SECONDS, SEGMENT_BYTES, Call, VolumeInfo, Volumes, check_mapping, parse_info
+
+if TYPE_CHECKING:  # handed over by the caller: the decisions can be tested without the engine
+    from datapath.target import Target
 
 CAPABILITIES_WAITING_MAX: Final = 1024
 PREFETCH_SEGMENTS_MAX: Final = 64  # 256 GiB: a larger volume's map comes as its chunks are asked for
@@ -142,10 +145,12 @@ class Server:
             return answers
 
     def stats(self) -> dict[str, Any]:
-        return self._target.stats()
+        """The engine's figures, as they travel: keys of maps are texts there."""
+        stats = self._target.stats()
+        return stats | {"volumes": {str(volume_id): list(used) for volume_id, used in stats["volumes"].items()}}
 
     def take_purged(self) -> list[int]:
-        """Volumes whose slots were given back since the last call. One that is lost on its way is told again by the MDM."""
+        """Volumes whose slots were given back since the last call. The MDM asks again for what it did not hear."""
         purged, self._purged = self._purged, []
         return purged
 
@@ -183,7 +188,8 @@ class Server:
             await self._relearn(shown.volume_id)
         finally:
             self._capabilities_waiting -= 1
-        # Meanwhile the connection may have gone (the engine ignores the answer) or the mapping (_decide looks it up now).
+        # Meanwhile the connection may have gone (the engine ignores the answer) or the mapping (_decide looks it up
+        # now).
         self._decide(conn_id, request_id, shown)
 
     def _decide(self, conn_id: int, request_id: int, shown: Capability) -> None:
@@ -252,7 +258,8 @@ class Server:
         self._log.error("stored block is bad", volume=volume_id, chunk=chunk, block=block, reason=reason)
 
     def _on_stopped(self) -> None:
-        # Only Target.stop makes the engine end, and that is called after this task: anything else is a failure of the engine.
+        # Only Target.stop makes the engine end, and that is called after this task: anything else is a failure of the
+        # engine.
         raise RuntimeError("the engine has stopped by itself")
 
     # -- learning of volumes
@@ -280,8 +287,8 @@ class Server:
         for sdc_id in {owner[0] for mapping, owner in before.mappings.items() if (mapping, owner) not in kept}:
             self._target.revoke(volume_id, sdc_id)
         if info.size_bytes > before.size_bytes and before.size_bytes % SEGMENT_BYTES:
-            # The last segment was fetched when its end lay outside the volume. The engine gets the new chunks before the new
-            # size, so that the first request there finds them.
+            # The last segment was fetched when its end lay outside the volume. The engine gets the new chunks before
+            # the new size, so that the first request there finds them.
             await self._fetch_segment(volume_id, before.size_bytes // SEGMENT_BYTES)
         # Meanwhile the volume may have changed again, or be gone.
         newest = self._volumes.get(volume_id)
@@ -310,7 +317,7 @@ class Server:
             await self._fetch_segment(volume_id, segment, only_ours=True)
 
     async def _fetch_segment(self, volume_id: int, segment: int, *, only_ours: bool = False) -> None:
-        """Asks the MDM, however long it is away, and tells the engine. One at a time per volume: answers stay in order."""
+        """Asks the MDM, however long it is away, and tells the engine. One at a time per volume: answers keep order."""
         async with self._segment_locks.setdefault(volume_id, trio.Lock()):
             try:
                 entries = await self._ask_segment(volume_id, segment)
@@ -319,7 +326,8 @@ class Server:
                 self._drop_volume(volume_id)
                 return
             except Error as error:
-                # The engine must get an answer, or it would wait for this one for ever: a map that has no chunk of ours.
+                # The engine must get an answer, or it would wait for this one for ever: a map that has no chunk of
+                # ours.
                 self._log.error("map cannot be looked up", volume=volume_id, segment=segment, reason=error.message)
                 entries = bytes(SEGMENT_MAP_BYTES)
             if not only_ours or self._is_in(entries):
@@ -338,12 +346,14 @@ class Server:
 
     def _is_in(self, entries: bytes) -> bool:
         us = self._identity.sds_id
-        return any(us in (primary, secondary, learner) for _, primary, secondary, learner, _ in _ENTRY.iter_unpack(entries))
+        return any(
+            us in (primary, secondary, learner) for _, primary, secondary, learner, _ in _ENTRY.iter_unpack(entries)
+        )
 
     # -- asking the engine
 
     async def _barrier(self) -> None:
-        """Returns when the engine has carried out every command given before: it takes them in order, and answers this one."""
+        """Returns when the engine has carried out all commands given before: it takes them in order, answering this."""
         await self._ask_engine(0, 0, BARRIER_TIMEOUT_SECONDS)
 
     async def _ask_engine(self, volume_id: int, chunk: int, timeout_seconds: float) -> Verified:

@@ -1,8 +1,8 @@
 """What this SDS knows of volumes and who may use them: a cache of the MDM's answers, and the decision on a capability.
 
-Owns the cached ``VolumeInfo`` of every volume that was asked for. Assumes one trio thread. Promises: an answer of the MDM
-that was overtaken by a change (a push, a revocation) while it travelled is thrown away and asked for again, so that a
-revoked mapping never comes back; one question per volume is under way at any time however many ask; a mapping id that
+Owns the cached ``VolumeInfo`` of every volume that was asked for. Assumes one trio thread. Promises: an answer of the
+MDM that was overtaken by a change (a push, a revocation) while it travelled is thrown away and asked for again, so that
+a revoked mapping never comes back; one question per volume is under way at any time however many ask; a mapping id that
 nobody knows makes at most one question per MAPPING_REFRESH_SECONDS and volume.
 
 What a known volume may do goes on while the MDM is away: nothing here forgets because of time.
@@ -55,7 +55,7 @@ def parse_info(body: Any) -> VolumeInfo:
 
 
 def check_mapping(info: VolumeInfo, capability: Capability) -> bool:
-    """Whether the capability's mapping exists; if so, whether it may write. Raises DeniedError when it does not exist."""
+    """Whether the capability may write, by its mapping as it is now. Raises DeniedError when that does not exist."""
     mapping = info.mappings.get(capability.mapping_id)
     if mapping is None or mapping[0] != capability.sdc_id:
         raise DeniedError(f"mapping {capability.mapping_id} of volume {capability.volume_id} does not exist (any more)")

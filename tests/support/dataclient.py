@@ -15,6 +15,7 @@ import trio
 from datapath import wire
 from datapath.checksum import range_checks
 from pfvol import handshake
+from tests.support.waiting import poll_until_async
 
 REPLY_SECONDS = 10.0
 
@@ -125,9 +126,13 @@ class DataClient:
 
     async def write_until_taken(self, volume_id: int, data: bytes, **place: int) -> Reply:
         """As a real client: asks again while the pair is still getting together."""
-        with trio.fail_after(REPLY_SECONDS):
-            while (reply := await self.write(volume_id, data, **place)).status == wire.ST_NOT_READY:
-                await trio.sleep(0.02)
+
+        async def taken() -> Reply | None:
+            reply = await self.write(volume_id, data, **place)
+            return None if reply.status == wire.ST_NOT_READY else reply
+
+        reply = await poll_until_async(taken, what="a pair that takes writes")
+        assert reply is not None
         return reply
 
     async def is_closed(self) -> bool:

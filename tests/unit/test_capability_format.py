@@ -61,7 +61,7 @@ def test_another_sdc_another_volume_and_a_late_one_are_refused() -> None:
 @pytest.mark.parametrize("body", [(2, 2, 0), (1, 0, 0), (1, 3, 0), (1, 2, 1)])
 def test_fields_that_this_version_does_not_know_are_refused_even_when_signed(body: tuple[int, int, int]) -> None:
     token = resigned(struct.pack("<BBHIQQQ", *body, 7, 9, 11, 2000))
-    with pytest.raises(DeniedError, match="version|mode"):
+    with pytest.raises(DeniedError, match=r"version|mode"):
         verify(KEY, token, sdc_id=7, volume_id=9, now_unix=0)
 
 

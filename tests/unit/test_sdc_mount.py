@@ -13,7 +13,7 @@ from pfvol.cli.mount_helper import arguments_of
 from pfvol.errors import ConfigError, ConflictError, InvalidError, NotFoundError
 from pfvol.ids import is_name
 from pfvol.sdc import launch, mount, notify, records
-from pfvol.sdc.daemon import parse_address, read_secret
+from pfvol.sdc.daemon import read_secret
 
 MOUNTINFO = r"""22 1 0:20 / / rw,relatime - ext4 /dev/vda1 rw
 44 22 0:39 / /mnt/a\040b\134c rw,nosuid,nodev - fuse.pfvol pfvol:/var/lib/pfvol rw,user_id=0
@@ -106,7 +106,20 @@ def test_notifications_are_laid_out_as_the_kernel_reads_them() -> None:
 
 
 def test_mount8_syntax_becomes_ours() -> None:
-    words = ["pfvol:/var/lib/x", "/mnt/a", "-n", "-v", "-s", "-o", "rw,noauto", "-r", "-t", "fuse.pfvol", "-o", "direct"]
+    words = [
+        "pfvol:/var/lib/x",
+        "/mnt/a",
+        "-n",
+        "-v",
+        "-s",
+        "-o",
+        "rw,noauto",
+        "-r",
+        "-t",
+        "fuse.pfvol",
+        "-o",
+        "direct",
+    ]
     expected = ["-v", "--data-dir", "/var/lib/x", "mount", "-o", "rw,noauto,direct,ro", "--", "/mnt/a"]
     assert arguments_of(words) == expected
     assert arguments_of(["host:8010", "/m"]) == ["--mdm", "host:8010", "mount", "--", "/m"]
@@ -123,14 +136,6 @@ def test_what_is_not_mount8_syntax_is_refused(words: list[str]) -> None:
 @pytest.mark.parametrize("hostname", ["host", "a.b.c", "-x", "ü", "0123456789abcdef", "x" * 64, "", "a b"])
 def test_every_machine_name_gives_an_sdc_name(hostname: str) -> None:
     assert is_name(launch.default_sdc_name(hostname))
-
-
-def test_addresses() -> None:
-    assert parse_address("10.0.0.1:8010") == ("10.0.0.1", 8010)
-    assert parse_address("[::1]:1") == ("::1", 1)
-    for text in ("", "host", "host:", ":1", "host:0", "host:65536", "host:x"):
-        with pytest.raises(InvalidError):
-            parse_address(text)
 
 
 def test_a_secret_of_another_length_or_missing_is_refused(tmp_path: Path) -> None:

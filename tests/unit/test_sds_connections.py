@@ -1,9 +1,10 @@
-"""Goal: SDSs find each other and stay connected, and only those who may come get in (acceptor and peers, real sockets)."""
+"""Goal: SDSs find each other and stay connected, and only those who may come get in (acceptor and peers, real
+sockets)."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +19,7 @@ from pfvol.errors import ConfigError, Error, ProtocolError, UnauthorizedError
 from pfvol.sds import acceptor
 from pfvol.sds.acceptor import Acceptor, Clients
 from pfvol.sds.peers import Identity, PeerRecord, Peers, parse_peers
+from tests.support.waiting import poll_until_async
 
 SECRET = bytes(range(32))
 CLUSTER = bytes(range(16))
@@ -80,10 +82,11 @@ async def sds(sds_id: int, incarnation: int = 10, port: int = 0) -> AsyncIterato
         engine.close()
 
 
-async def until(condition: Any) -> None:
-    with trio.fail_after(5):
-        while not condition():
-            await trio.sleep(0.005)
+async def until(condition: Callable[[], bool]) -> None:
+    async def met() -> bool:
+        return condition()
+
+    await poll_until_async(met, timeout_seconds=5)
 
 
 async def client(node: Node, **changes: Any) -> None:
@@ -205,7 +208,7 @@ async def test_garbage_on_the_data_port_disturbs_nobody() -> None:
 async def test_until_it_serves_a_bound_port_refuses_and_a_taken_one_is_named() -> None:
     sock = await acceptor.bind("127.0.0.1", 0)
     port = sock.getsockname()[1]
-    with pytest.raises(OSError, match="refused|all attempts"):
+    with pytest.raises(OSError, match=r"refused|all attempts"):
         await trio.open_tcp_stream("127.0.0.1", port)
     sock.listen(1)
     with pytest.raises(ConfigError, match=rf"{port}.* in use"):

@@ -1,0 +1,6 @@
+FILES: tuple[str, ...]
+BOOT_ID_PATH: str
+
+class DeviceFormatError(ValueError): ...
+
+def boot_id_now() -> bytes: ...
