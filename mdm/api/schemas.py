@@ -253,6 +253,11 @@ class PoolHealth(Named):
     rebuild_progress_percent: float
 
 
+class FailedDevice(Answer):
+    index: int
+    message: str
+
+
 class Sds(Named):
     pd_id: str
     pd_name: str
@@ -268,6 +273,7 @@ class Sds(Named):
     used_capacity_bytes: int
     used_capacity_gb: float
     device_count: int
+    failed_devices: list[FailedDevice]
     chunk_count: int
     primary_chunk_count: int
     incarnation: int
