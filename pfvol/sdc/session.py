@@ -205,7 +205,7 @@ class SdcSession:
         # One at a time: the answers of two could be applied in the wrong order.
         async with self._figures_lock:
             answer = await self._mdm.call("sdc.volumes", {}, timeout=timeout_seconds)
-            self._apply(volumes_from_wire(answer["volumes"] if isinstance(answer, dict) else answer), renew=renew)
+            self._apply(volumes_from_wire(answer["volumes"]), renew=renew)
 
     async def freshen(self) -> None:
         """Sees to it that the figures (allocated bytes, pool space) are about a second old, if the MDM can be asked."""

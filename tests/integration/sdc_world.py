@@ -58,7 +58,7 @@ class FakeMdm:
                     "peers": self.peers,
                 }
             case "sdc.volumes":
-                return self.list()
+                return {"volumes": self.list()}
             case "map.segment":
                 return segment((1, 1, 2))
             case "sdc.report":
@@ -151,6 +151,7 @@ class World:
     async def serve(self, options: str = "") -> None:
         secret_file = self.path.with_name("secret")
         secret_file.write_bytes(SECRET)
+        secret_file.chmod(0o600)
         spec = daemon.MountSpec(str(self.path), "me", self.address, secret_file, parse_options(options), "pfvol:test")
 
         async def run(*, task_status: Any) -> None:

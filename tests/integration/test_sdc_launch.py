@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,12 +15,15 @@ import pytest
 import trio
 
 from pfvol import childprocess
+from pfvol.cli.mount_helper import arguments_of
 from pfvol.config import format_address
 from pfvol.errors import ConflictError, UnauthorizedError
 from pfvol.sdc import launch, mount, records
 from pfvol.sdc.options import MountOptions
-from tests.integration.sdc_world import SECRET, World
+from tests.integration.sdc_world import SECRET, World, value
+from tests.support.cli import CliResult, environment, run_cli
 from tests.support.cluster import detach, is_mounted
+from tests.support.waiting import poll_until_async
 
 MIB = 1024**2
 thread = trio.to_thread.run_sync
@@ -34,6 +39,7 @@ class Machine(World):
     def spec(self, secret: bytes = SECRET) -> launch.Launch:
         secret_file = self.data_dir / "secret"
         secret_file.write_bytes(secret)
+        secret_file.chmod(0o600)
         return launch.Launch(
             mountpoint=str(self.path),
             sdc="me",
@@ -145,3 +151,43 @@ async def test_a_killed_daemon_leaves_a_mount_that_can_be_taken_away(tmp_path: P
         await thread(launch.stop, it.data_dir, str(it.path))
         pid = await thread(launch.start, it.spec())
         await thread(launch.stop, it.data_dir, str(it.path))
+
+
+async def test_the_commands_mount_and_unmount(tmp_path: Path) -> None:
+    """The command line and mount(8)'s syntax, on a cluster named by its MDM's address."""
+    async with machine(tmp_path) as it:
+        it.spec()  # puts the secret in place
+        mdm = format_address(it.address)
+
+        def cli(*words: str) -> CliResult:
+            return run_cli("--mdm", mdm, *words, data_dir=it.data_dir, json_output=True)
+
+        done = await thread(cli, "mount", str(it.path), "--sdc", "me", "-o", "io_deadline=5", "-o", "direct,rw,_netdev")
+        assert done.code == 0, done.stderr
+        assert done.json | {"pid": 0} == {"mountpoint": str(it.path), "sdc": "me", "pid": 0, "volumes": ["vol1"]}
+        again = await thread(cli, "mount", str(it.path), "--sdc", "other")
+        assert (again.code, again.json["error"]["code"]) == (4, "conflict")
+        assert len(again.stderr.strip().splitlines()) == 1
+        done = await thread(cli, "umount", str(it.path))
+        assert (done.code, done.json) == (0, {"mountpoint": str(it.path)})
+        assert (await thread(cli, "umount", str(it.path))).code == 3
+        words = arguments_of([mdm, str(it.path), "-o", f"ro,noauto,sdc=me,data_dir={it.data_dir}"])
+        assert words is not None
+        assert (await thread(lambda: run_cli(*words))).code == 0
+        assert os.statvfs(it.path).f_flag & os.ST_RDONLY
+        assert (await thread(lambda: run_cli("umount", it.path, data_dir=tmp_path / "elsewhere"))).code == 0
+
+
+async def test_in_the_foreground_it_ends_cleanly_at_sigint(tmp_path: Path) -> None:
+    async with machine(tmp_path) as it:
+        it.spec()
+        words = ["--data-dir", str(it.data_dir), "--mdm", format_address(it.address)]
+        command = [sys.executable, "-m", "pfvol.cli", *words, "mount", str(it.path), "-f", "--sdc", "me"]
+        process = await trio.lowlevel.open_process(command, env=environment(), stderr=subprocess.PIPE)
+        await poll_until_async(lambda: value(records.live(it.data_dir)), what="the record")
+        assert await thread(os.listdir, it.path) == ["vol1"]
+        process.send_signal(signal.SIGINT)
+        with trio.fail_after(20):
+            assert await process.wait() == 0
+        assert process.stderr is not None
+        assert b"mounted" in b"".join([part async for part in process.stderr])
