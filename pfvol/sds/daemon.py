@@ -21,7 +21,6 @@ from pfvol.constants import HEARTBEAT_SECONDS
 from pfvol.errors import ConfigError, ConflictError, Error, InvalidError, NotFoundError, ProtocolError
 from pfvol.log import get_logger
 from pfvol.node import Node
-from pfvol.rpc.auth import load_secret
 from pfvol.rpc.client import Reconnecting, Session
 from pfvol.sds import acceptor
 from pfvol.sds.devices import Devices, load_state, parse_specs
@@ -48,8 +47,8 @@ class Sds:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._config = node.config.sds
-        self._secret = load_secret(node.config.secret_file)
-        self._directory = node.config.node_dir
+        self._secret = node.secret()
+        self._directory = node.node_dir
         self._devices = Devices(self._directory, load_state(self._directory))
         self._log = get_logger("sds")
         # A node that is the MDM too need not say where the MDM is.
@@ -62,6 +61,7 @@ class Sds:
         self._registering = trio.Lock()
         self._stop = trio.Event()
         self._mdm: Reconnecting | None = None
+        self._session: Session | None = None
         self._nursery: trio.Nursery | None = None
         self._sock: trio.socket.SocketType | None = None
         self._methods: dict[str, Handler] = {
@@ -141,19 +141,22 @@ class Sds:
 
     # -- the MDM
 
-    async def _register(self, mdm: Session | Reconnecting) -> None:
+    async def _register(self, session: Session) -> None:
         """On each connection to the MDM, and when it says that we have been admitted."""
+        self._session = session
         async with self._registering:
             try:
-                await self._introduce(mdm)
+                await self._introduce(session)
+            except (KeyError, TypeError, ValueError) as error:
+                self._log.error("not serving: the MDM's answer cannot be read", reason=repr(error))
             except (ConfigError, ProtocolError, ConflictError) as error:
                 # Nothing that trying again at once could heal. The connection stays, for the MDM to show that we are
                 # here.
                 self._log.error("not serving", reason=error.message)
 
-    async def _introduce(self, mdm: Session | Reconnecting) -> None:
+    async def _introduce(self, session: Session) -> None:
         while True:
-            reply = await mdm.call("sds.register", self._introduction(), timeout=REGISTER_TIMEOUT_SECONDS)
+            reply = await session.call("sds.register", self._introduction(), timeout=REGISTER_TIMEOUT_SECONDS)
             if not reply["admitted"]:
                 self._log.info("waiting to be added to the cluster (pfvol sds add)")
                 return
@@ -246,14 +249,13 @@ class Sds:
 
     async def _rpc_admitted(self, _params: dict[str, Any]) -> None:
         assert self._nursery is not None
-        assert self._mdm is not None
         self._nursery.start_soon(self._register_again)
 
     async def _register_again(self) -> None:
-        assert self._mdm is not None
-        # Should the connection break now, the next one registers anyway.
+        assert self._session is not None
+        # On the session, not on whichever there will be: should this one break now, the next one registers anyway.
         with contextlib.suppress(Error):
-            await self._register(self._mdm)
+            await self._register(self._session)
 
     async def _rpc_peers(self, params: dict[str, Any]) -> None:
         if self._server is not None:

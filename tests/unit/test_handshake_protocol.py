@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -85,6 +86,21 @@ async def all_that_comes(stream: trio.SocketStream) -> bytes:
 
 def frame(opcode: int, body: bytes, **fields: int) -> bytes:
     return wire.pack_header(opcode, body_length=len(body), **fields) + body
+
+
+def test_the_bodies_are_the_documented_ones() -> None:
+    """Written out byte by byte: a change here is another protocol version."""
+    hello = handshake.build_hello(HELLO)
+    assert hello.hex() == "01000000050000000200000000000000" + CLUSTER.hex() + "0300000000000000" + "00" * 32
+    nonce = b"n" * 32
+    challenge = handshake.build_challenge(SECRET, hello, handshake.ServerInfo(3, 9, 8), CLUSTER, nonce)
+    unproven = bytes.fromhex("030000000100000009000000000000000800000000000000") + CLUSTER + nonce
+    assert challenge[:72] == unproven
+    assert challenge[72:] == hmac.new(SECRET, b"pfvol server" + hello + unproven, "sha256").digest()
+    proof = hmac.new(SECRET, b"pfvol client" + hello + challenge, "sha256").digest()
+    assert handshake.client_proof(SECRET, hello, challenge) == proof
+    assert handshake.parse_hello(hello) == HELLO
+    assert handshake.parse_challenge(SECRET, HELLO, hello, challenge) == handshake.ServerInfo(3, 9, 8)
 
 
 async def test_both_sides_learn_who_the_other_is_and_bytes_sent_early_stay_in_the_socket() -> None:
