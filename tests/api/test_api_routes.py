@@ -384,6 +384,7 @@ async def test_used_capacity_is_what_servers_report(api: Api) -> None:
         api.membership.sds[sds_id] = SdsRuntime(
             session=None,  # type: ignore[arg-type]
             reported_at=0.0,
+            serving=True,
             stats={"slots_used": 3, "volumes": {number: (3, 128, 2, primary_blocks)}},
             failed_devices=[(4, "gone")] if sds_id == 1 else [],
         )
