@@ -1,7 +1,7 @@
 """What SDSs and SDCs may ask and tell the MDM: the methods of the control RPC.
 
-Owns the checks of what they send (everything is hostile until it has passed) and who has registered as what on which session.
-State changes go through the orchestrator; what is only known at run time goes into the membership.
+Owns the checks of what they send (everything is hostile until it has passed) and who has registered as what on which
+session. State changes go through the orchestrator; what is only known at run time goes into the membership.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The MDM role: from a node's data directory to a control port and an API that answer.
 
-Owns the order of things: database, token, control port, API. Promises that ports, once chosen, stay the node's (others keep
-reconnecting to them), and that whatever was answered is in the database however the process ends.
+Owns the order of things: database, token, control port, API. Promises that ports, once chosen, stay the node's (others
+keep reconnecting to them), and that whatever was answered is in the database however the process ends.
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ async def run_role(node: Node, *, task_status: trio.TaskStatus[dict[str, Any]] =
 def _check_whole(directory: Path) -> None:
     """A token without a database means that the cluster's state was deleted: a new one would not know its volumes."""
     if not (directory / DATABASE).exists() and (directory / TOKEN).exists():
-        raise ConfigError(
-            f"{directory / DATABASE} is missing although the MDM has run here: restore it; without it no volume is known"
-        )
+        raise ConfigError(f"{directory / DATABASE} is missing although the MDM has run here: restore it")
 
 
 def _load_ports(path: Path) -> dict[str, int]:

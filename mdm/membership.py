@@ -1,6 +1,7 @@
 """Who is connected to the MDM and what they last said. Only in memory: after a restart everybody registers again.
 
-Pure bookkeeping: no await, no socket. What of it must not be forgotten (states, addresses) is in the manager's ``State``.
+Pure bookkeeping: no await, no socket. What of it must not be forgotten (states, addresses) is in the manager's
+``State``.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ class Membership:
         self.nodes: dict[str, Candidate] = {}
 
     def node_for(self, state: State, name: str, ip: str | None) -> str:
-        """The node that a new SDS shall run on: the one of its name, else a free one at ``ip`` (``host`` or ``host:port`` of
-        its data address), else, when no ip was given, the first free one by name; else it waits for one of its name."""
+        """The node that a new SDS shall run on: the one of its name, else a free one at ``ip`` (``host`` or
+        ``host:port`` of its data address), else, when no ip was given, the first free one by name; else it waits for
+        one of its name."""
         taken = {sds.node for sds in state.sds.values()}
         free = sorted((node for key, node in self.nodes.items() if key not in taken), key=lambda node: node.node)
         if any(node.node == name for node in free) or not free:

@@ -1,12 +1,13 @@
 """The one admin path: a command, and what must be true at other nodes before its caller is answered.
 
-``execute`` assumes that the manager makes a command durable first; what it then does at the SDSs is bounded in time and not
-broken off when the caller goes away. An SDS that does not confirm loses its connection: it is DOWN for us, and when it registers
-again it doubts all that it knew. ``run`` owns what goes on in the background, each of it found in the state itself, so that a
-restart of the MDM forgets none of it: SDSs that are gone become DOWN, deleted volumes are purged until each SDS has confirmed.
+``execute`` assumes that the manager makes a command durable first; what it then does at the SDSs is bounded in time and
+not broken off when the caller goes away. An SDS that does not confirm loses its connection: it is DOWN for us, and when
+it registers again it doubts all that it knew. ``run`` owns what goes on in the background, each of it found in the
+state itself, so that a restart of the MDM forgets none of it: SDSs that are gone become DOWN, deleted volumes are
+purged until each SDS has confirmed.
 
-Atomic because no await stands between: from ``manager.execute`` (which answers with the new state) to the first call of each
-follower, only tasks are started.
+Atomic because no await stands between: from ``manager.execute`` (which answers with the new state) to the first call of
+each follower, only tasks are started.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Orchestrator:
     # -- commands
 
     async def execute(self, command: Command) -> Outcome:
-        """Carries out a command; when it answers, it is durable and in force. Raises what the command is refused with."""
+        """Carries out a command; when it answers, it is durable and in force. Raises what it is refused with."""
         follow = self._follow.get(type(command))
         with trio.CancelScope(shield=True):
             outcome = await self.manager.execute(self._completed(command))

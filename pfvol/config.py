@@ -1,7 +1,8 @@
 """The configuration of one node: a TOML file, each key of which can be given as PFVOL_<SECTION>_<KEY> instead.
 
-Owns the list of keys, their types, defaults and checks. Pure but for reading the file: nothing here opens a port or makes a
-directory. Every mistake is a ``ConfigError`` that names where it stands (file or variable), the key and what was expected.
+Owns the list of keys, their types, defaults and checks. Pure but for reading the file: nothing here opens a port or
+makes a directory. Every mistake is a ``ConfigError`` that names where it stands (file or variable), the key and what
+was expected.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def default_data_dir(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def load(path: Path | None, environ: Mapping[str, str] = os.environ, **overrides: Any) -> Config:
-    """The configuration from a file (None: no file), the environment, and then overrides (``node_name=…``), which win."""
+    """The configuration from a file (None: no file), the environment, and then overrides (``node_name=…``)."""
     return parse(_read(path) if path else {}, environ, source=str(path or "configuration"), overrides=overrides)
 
 

@@ -1,4 +1,5 @@
-"""Structured logs of every process: one event name, then key=value, to stderr or a file, as console lines or JSON lines.
+"""Structured logs of every process: one event name, then key=value, to stderr or a file, as console lines or JSON
+lines.
 
 Owns the configuration of structlog and of the standard library's ``logging`` (libraries use it), both set once by
 ``configure``. A logger may be made at import time, before that. A log that cannot be written (full disk, closed pipe)

@@ -1,9 +1,9 @@
 """One node: a process that runs any set of the roles mdm, sds and sdc on one data directory.
 
-Owns the process: its signals, its lock and version in the data directory, the order in which roles start (mdm, sds, sdc)
-and stop (the reverse). Roles are found by the entry points ``pfvol.roles``, so nothing here imports them. Promises: two
-processes never run one node; a role that ends by an error ends the node, with that error; a clean stop is given
-STOP_SECONDS per role.
+Owns the process: its signals, its lock and version in the data directory, the order in which roles start (mdm, sds,
+sdc) and stop (the reverse). Roles are found by the entry points ``pfvol.roles``, so nothing here imports them.
+Promises: two processes never run one node; a role that ends by an error ends the node, with that error; a clean stop is
+given STOP_SECONDS per role.
 
 ``python -m pfvol.node`` is this as a program: errors are one line on stderr, exit codes are those of ``pfvol.errors``.
 """

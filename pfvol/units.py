@@ -24,7 +24,9 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip()) if len(text) <= SIZE_TEXT_LENGTH_MAX else None
     if match is None:
-        raise InvalidError(f"{text[:SIZE_TEXT_LENGTH_MAX]!r} is not a size: expected a number and a unit, such as 1GiB, 800MB or 4096")
+        raise InvalidError(
+            f"{text[:SIZE_TEXT_LENGTH_MAX]!r} is not a size: expected a number and a unit, such as 1GiB, 800MB or 4096"
+        )
     number, letter, binary, byte = match.groups()
     if binary and not byte:
         raise InvalidError(f"{text!r} is not a size: the unit ends in B, such as {letter.upper()}iB")
@@ -41,7 +43,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """A size for people: binary units, at most two decimals, none when it is exact (``1.5 GiB``, ``512 MiB``, ``0 B``)."""
+    """A size for people: binary units, at most two decimals, none when it is exact (``1.5 GiB``, ``0 B``)."""
     for power in range(len(_LETTERS), 0, -1):
         if abs(size_bytes) >= 1024**power:
             text = f"{size_bytes / 1024**power:.2f}".rstrip("0").rstrip(".")

@@ -43,7 +43,7 @@ async def connect(
 
 
 class Reconnecting:
-    """A session to one address that is made anew, with growing pauses, each time it is lost. One nursery owns it: ``run``.
+    """A session to one address that is made anew, with growing pauses, each time it is lost. ``run`` owns it.
 
     ``on_connected(session)`` runs on each new session, before anybody else may use it; when it raises an ``Error`` the
     session is given up and the next one tried.
@@ -93,7 +93,13 @@ class Reconnecting:
             await trio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, RETRY_SECONDS_MAX)
 
-    async def call(self, method: str, params: Params | None = None, *, timeout: float = RPC_TIMEOUT_SECONDS) -> Any:
+    async def call(  # The deadline belongs to the protocol: expired, it is a TimedOutError of ours.
+        self,
+        method: str,
+        params: Params | None = None,
+        *,
+        timeout: float = RPC_TIMEOUT_SECONDS,  # noqa: ASYNC109
+    ) -> Any:
         """As ``Session.call``; waits for a session while there is none.
 
         Raises ``UnreachableError`` when there was none within the timeout (or the reason, when the MDM refuses us).

@@ -1,7 +1,8 @@
 """Values to frames and back: u32 little-endian length, then one msgpack value. Pure.
 
-What is received is hostile until it has passed ``decode``; what we send passes the same limits, so that a mistake shows at the
-sender. Keys of maps are texts or numbers; there are no extension types; depth, lengths and the whole message are limited.
+What is received is hostile until it has passed ``decode``; what we send passes the same limits, so that a mistake shows
+at the sender. Keys of maps are texts or numbers; there are no extension types; depth, lengths and the whole message are
+limited.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def encode(value: Any) -> bytes:
 
 
 def body_length(header: bytes, limit: int = RPC_MESSAGE_BYTES_MAX) -> int:
-    """The length of the body that follows a 4 byte header; raises ``ProtocolError`` above the limit or for an empty one."""
+    """The length of the body that follows a header; raises ``ProtocolError`` above the limit or for an empty one."""
     (length,) = LENGTH.unpack(header)
     if not 0 < length <= limit:
         raise ProtocolError(f"a message of {length} bytes; the limit is {limit}")

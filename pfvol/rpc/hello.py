@@ -1,6 +1,7 @@
 """The first three messages of a connection: versions, and each side's proof that it knows the cluster secret.
 
-Everything here is bounded in size and time, and nothing is believed before its proof. See docs/internals/control-rpc.md.
+Everything here is bounded in size and time, and nothing is believed before its proof. See
+docs/internals/control-rpc.md.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ CLIENT_ROLES = ("sds", "sdc")
 async def greet_server(
     transport: Transport, *, secret: bytes, role: str, name: str, cluster_id: bytes | None = None
 ) -> Peer:
-    """The client's part. Raises what the server refuses us with, or ``UnauthorizedError`` when it cannot prove itself."""
+    """The client's part. Raises what the server refuses us with, ``UnauthorizedError`` when it cannot prove itself."""
     hello = await _receive(transport)
     _check_version(hello)
     server_nonce, server_cluster = _bytes(hello, "nonce", auth.NONCE_BYTES), _cluster_id(hello)

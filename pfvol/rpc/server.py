@@ -1,7 +1,7 @@
 """The server's side of the control RPC: accepts, authenticates, and hands sessions to a service.
 
-Owns the listener and every session's task. Promises that nobody unauthenticated reaches the service, and that whatever comes
-in on a connection ends that connection at worst, with a logged reason.
+Owns the listener and every session's task. Promises that nobody unauthenticated reaches the service, and that whatever
+comes in on a connection ends that connection at worst, with a logged reason.
 """
 
 from __future__ import annotations

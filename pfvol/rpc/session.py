@@ -1,9 +1,9 @@
 """One authenticated connection of the control RPC, the same on both sides: calls, answers and notifications, both ways.
 
-A ``Session`` owns the transport and every task on it; whoever made it runs ``run``, which ends when the connection does. It
-promises: a call ends with its answer, or an error no later than its deadline; requests are handled concurrently, at most
-IN_FLIGHT_MAX; notifications are handled one after the other, in the order sent; whatever the other side sends, nothing is
-raised out of ``run``: the connection is closed and ``close_reason`` says why.
+A ``Session`` owns the transport and every task on it; whoever made it runs ``run``, which ends when the connection
+does. It promises: a call ends with its answer, or an error no later than its deadline; requests are handled
+concurrently, at most IN_FLIGHT_MAX; notifications are handled one after the other, in the order sent; whatever the
+other side sends, nothing is raised out of ``run``: the connection is closed and ``close_reason`` says why.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class _Pending:
 
 
 class Session:
-    """See the module. ``handler(method, params)`` gets what the other side asks and tells; what it returns is the answer."""
+    """See the module. ``handler(method, params)`` gets what the other side asks and tells; its result is the answer."""
 
     def __init__(self, transport: Transport, peer: Peer, handler: Handler) -> None:
         self.peer = peer
@@ -114,11 +114,17 @@ class Session:
         self._told.close()
         self._scope.cancel()
 
-    async def call(self, method: str, params: Params | None = None, *, timeout: float = RPC_TIMEOUT_SECONDS) -> Any:
+    async def call(  # The deadline belongs to the protocol: expired, it is a TimedOutError of ours.
+        self,
+        method: str,
+        params: Params | None = None,
+        *,
+        timeout: float = RPC_TIMEOUT_SECONDS,  # noqa: ASYNC109
+    ) -> Any:
         """What the other side answers. timeout in seconds, sending included.
 
-        Raises the error that the other side raised, ``TimedOutError``, or ``UnreachableError`` when the connection is lost
-        before the answer: then the request may have been carried out, or not.
+        Raises the error that the other side raised, ``TimedOutError``, or ``UnreachableError`` when the connection is
+        lost before the answer: then the request may have been carried out, or not.
         """
         self._statistics.calls += 1
         try:

@@ -1,7 +1,8 @@
 """Frames over one TCP connection: the seam at which the operating system's errors become ``pfvol.errors``.
 
-Owns the socket and the bytes received but not yet used. Assumes one reader and one writer at a time. Promises that every wait
-has an end, and that what leaves here is an ``UnreachableError``, ``TimedOutError`` or ``ProtocolError``, never an ``OSError``.
+Owns the socket and the bytes received but not yet used. Assumes one reader and one writer at a time. Promises that
+every wait has an end, and that what leaves here is an ``UnreachableError``, ``TimedOutError`` or ``ProtocolError``,
+never an ``OSError``.
 """
 
 from __future__ import annotations
