@@ -190,7 +190,12 @@ cdef void _serve_channel(Engine* e) noexcept nogil:
 
 cdef void _shut_down(Engine* e) noexcept nogil:
     cdef uint32_t i
+    cdef Message m
     requests_fail(e, NULL, EIO, WHY_STOPPED)
+    while ring_pop(&e.commands, &m):
+        if m.kind == CMD_ADD_SDS:
+            close(<int>m.b)
+        free(m.data)
     for i in range(e.sds_count):
         link_drop(e, e.sds[i], 0, False)
     if e.has_channel:
@@ -472,6 +477,9 @@ cdef class Initiator:
     def add_sds(self, sds_id, fd, durable_incarnation):
         if not 0 < sds_id < 65536:
             raise ValueError(f"SDS number {sds_id}")
+        if self._stopped:
+            os.close(fd)
+            return
         self._command(CMD_ADD_SDS, sds_id, fd, durable_incarnation)
 
     def remove_sds(self, sds_id):

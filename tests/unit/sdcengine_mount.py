@@ -66,6 +66,13 @@ class Names(pyfuse3.Operations):
         self.open_flags.append(flags)
         return pyfuse3.FileInfo(fh=inode)
 
+    async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = 4096  # a loop device discards only where this is answered
+        data.f_blocks = data.f_bfree = data.f_bavail = self.rig.size // 4096
+        data.f_namemax = 255
+        return data
+
     async def opendir(self, inode: int, ctx: Any) -> int:
         return inode
 

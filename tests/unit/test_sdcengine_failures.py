@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import errno
 import os
+import select
+import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -353,6 +357,33 @@ def test_read_that_a_frozen_copy_does_not_answer_comes_from_the_other() -> None:
             assert r.read(0, BLOCK) == b"h" * BLOCK
         assert 1 <= r.sds[1].count(wire.OP_READ) <= 4, "what it owes makes it look slow"
         assert not r.seen("sds_closed")
+
+
+FROZEN = """
+import os, signal, sys, time
+from sdcengine_fakes import rig
+from datapath import wire
+with rig(deadline=2.5) as r:
+    r.write(0, b"1")
+    def late(header, body):
+        if header["opcode"] == wire.OP_WRITE:
+            time.sleep(0.2)
+    r.sds[1].rule = late
+    token = r.start("write", 0, data=b"2")
+    r.until(lambda: r.sds[1].count(wire.OP_WRITE) == 2)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    sys.exit(r.finish(token)[0])
+"""
+
+
+def test_time_in_which_the_process_was_frozen_counts_for_no_deadline() -> None:
+    child = subprocess.Popen([sys.executable, "-c", FROZEN], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    os.waitpid(child.pid, os.WUNTRACED)
+    frozen_at = time.monotonic()
+    while time.monotonic() < frozen_at + 3.0:
+        select.select([], [], [], 0.1)
+    child.send_signal(signal.SIGCONT)
+    assert child.wait(20) == 0
 
 
 # -- hostile answers

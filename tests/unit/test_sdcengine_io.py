@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import socket
 import struct
 
 import pytest
@@ -275,6 +276,16 @@ def test_stop_answers_what_is_in_flight_with_eio() -> None:
         r.pump()
         assert r.done[token][0] == errno.EIO
         assert ("io_error", VOLUME, errno.EIO, "offset 0: the client was stopped") in r.events
+
+
+def test_socket_handed_over_after_stop_is_closed() -> None:
+    engine = Initiator(1, 1)
+    engine.start()
+    engine.stop()
+    ours, theirs = socket.socketpair()
+    with ours:
+        engine.add_sds(1, theirs.detach(), 1)
+        assert ours.recv(1) == b""
 
 
 def test_engine_stops_twice_and_unstarted_and_starts_once() -> None:

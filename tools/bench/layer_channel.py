@@ -83,7 +83,8 @@ def fio(path: str, kind: str, block: str, depth: int, seconds: float) -> dict[st
     job = json.loads(output[output.index("{"):])["jobs"][0]
     side = job["read" if "read" in kind else "write"]
     return {"kind": kind, "block": block, "depth": depth, "iops": round(side["iops"]),
-            "bandwidth_mbps": round(side["bw_bytes"] / 1e6), "p50_us": side["clat_ns"]["percentile"]["50.000000"] / 1000}
+            "bandwidth_mbps": round(side["bw_bytes"] / 1e6),
+            "p50_us": side["clat_ns"]["percentile"]["50.000000"] / 1000}
 
 
 def run(seconds: float) -> list[dict[str, Any]]:
