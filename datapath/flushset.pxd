@@ -1,5 +1,5 @@
-# What a flush has to reach: the pairs of SDSs that acknowledged writes of one volume since its last flush, and the durable
-# incarnation that each had. A pair whose members both changed theirs has lost something: that flush must fail.
+# What a flush has to reach: the pairs of SDSs that acknowledged writes of one volume since its last flush, and the
+# durable incarnation that each had. A pair whose members both changed theirs has lost something: that flush must fail.
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 cdef struct DirtyPair:

@@ -1,11 +1,12 @@
 """The dirty pairs of a volume: what a flush has to reach, and what it must be told to be true.
 
-A write is on a primary and a secondary, each in the page cache of a host. A host that went down since then has a new durable
-incarnation. The write survives when one of the two still has the old one and says that all of it is on disk. So a pair
-keeps the incarnations of its first write not yet flushed, and a flush compares.
+A write is on a primary and a secondary, each in the page cache of a host. A host that went down since then has a new
+durable incarnation. The write survives when one of the two still has the old one and says that all of it is on disk.
+So a pair keeps the incarnations of its first write not yet flushed, and a flush compares.
 
-While a flush is under way writes go on. A flush therefore takes a copy with a mark; writes acknowledged after it keep their
-incarnations in next_*, and become the first not flushed when that flush (the latest to have taken a copy) is answered.
+While a flush is under way writes go on. A flush therefore takes a copy with a mark; writes acknowledged after it keep
+their incarnations in next_*, and become the first not flushed when that flush (the latest to have taken a copy) is
+answered.
 """
 
 from libc.errno cimport ENOMEM

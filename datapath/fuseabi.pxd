@@ -1,4 +1,5 @@
-# The part of the kernel's FUSE protocol (7.12 to 7.4x) that the channel reads or writes itself. Native byte order, naturally aligned.
+# The part of the kernel's FUSE protocol (7.12 to 7.4x) that the channel reads or writes itself. Native byte order,
+# naturally aligned.
 from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 
 cdef enum FuseOpcode:

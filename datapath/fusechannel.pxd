@@ -9,7 +9,7 @@ cdef enum:
     CHANNEL_BATCH = 64               # messages taken from /dev/fuse per wake-up
     CHANNEL_OPENS_MAX = 1024         # opens of volumes that pyfuse3 has not yet answered
     CHANNEL_RELAY_MAX = 1024         # messages waiting for room towards pyfuse3
-    CHANNEL_COPY_MAX = 65536         # payloads up to this are copied, larger ones keep the buffer they were read into
+    CHANNEL_COPY_MAX = 131072        # payloads up to this are copied, larger ones keep the buffer they were read into
     CHANNEL_MAX_WRITE = 1048576
     CHANNEL_MAX_PAGES = 256
     CHANNEL_READAHEAD = 4194304

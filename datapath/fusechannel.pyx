@@ -1,15 +1,16 @@
 """The FUSE channel: takes the kernel's requests, serves what touches a volume's bytes, relays the rest to pyfuse3.
 
-Owns the /dev/fuse descriptor and our end of the relay. Assumes one engine thread. Promises that a request goes to exactly one
-of the engine and pyfuse3, that messages are relayed in order and verbatim except the INIT and OPEN answers, which are edited
-to what a block device needs, and that nothing the kernel or pyfuse3 sends makes it read past a buffer.
+Owns the /dev/fuse descriptor and our end of the relay. Assumes one engine thread. Promises that a request goes to
+exactly one of the engine and pyfuse3, that messages are relayed in order and verbatim except the INIT and OPEN
+answers, which are edited to what a block device needs, and that nothing the kernel or pyfuse3 sends makes it read
+past a buffer.
 """
 
-from libc.errno cimport (EAGAIN, ECONNABORTED, EINTR, EINVAL, EIO, EMSGSIZE, ENODEV, ENOENT, ENOMEM, ENOSYS, ENXIO,
-                         EOPNOTSUPP, EPERM, EPIPE, errno)
+from libc.errno cimport (EAGAIN, ECONNABORTED, EINTR, EINVAL, EIO, ENODEV, ENOENT, ENOMEM, EOPNOTSUPP, EPIPE,
+                         errno)
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close, read
-from datapath.connection cimport BUF_LARGE, buf_get, buf_put, buf_ref
+from datapath.connection cimport BUF_LARGE, buf_get, buf_put
 from datapath.fuseabi cimport *
 from datapath.volumemap cimport MapVolume, map_volume_find
 
@@ -129,11 +130,11 @@ cdef int channel_notify(Channel* c, const void* data, size_t size) noexcept nogi
 # -- requests of the kernel (the engine's thread)
 
 cdef int channel_read(Channel* c) noexcept nogil:
-    cdef int i
+    cdef int _turn
     cdef ssize_t size
     if c.fuse_fd < 0:
         return -ENODEV
-    for i in range(CHANNEL_BATCH):
+    for _turn in range(CHANNEL_BATCH):
         if c.staging == NULL:
             c.staging = buf_get(c.pool, BUF_LARGE)
             if c.staging == NULL:
@@ -146,7 +147,8 @@ cdef int channel_read(Channel* c) noexcept nogil:
                 close(c.fuse_fd)
                 c.fuse_fd = -1
                 return -ENODEV
-            # EINTR; ENOENT: the request was interrupted while it was being read; EIO, E2BIG: answered by the kernel itself
+            # EINTR; ENOENT: the request was interrupted while it was being read; EIO, E2BIG: answered by the kernel
+            # itself
             continue
         _take(c, c.staging.data, size)
         if not channel_can_read(c):
@@ -334,11 +336,11 @@ cdef int channel_relay_flush(Channel* c) noexcept nogil:
 
 
 cdef int channel_relay_read(Channel* c) noexcept nogil:
-    cdef int i
+    cdef int _turn
     cdef ssize_t size
     if c.relay_fd < 0:
         return -EPIPE
-    for i in range(CHANNEL_BATCH):
+    for _turn in range(CHANNEL_BATCH):
         if c.staging == NULL:
             c.staging = buf_get(c.pool, BUF_LARGE)
             if c.staging == NULL:
@@ -393,8 +395,9 @@ cdef size_t _edit_init(Channel* c, char* message, size_t size) noexcept nogil:
         (<FuseOutHeader*>message).len = <uint32_t>size
     init.minor = max(init.minor, <uint32_t>FUSE_MINOR_LONG_INIT)
     init.flags |= wanted & c.init_flags
-    # O_TRUNC as part of OPEN would make the kernel believe in a size of 0; as a SETATTR it can be answered with the true size.
-    # A volume's pages change only through this mount or an explicit notification: a new mtime says nothing about them.
+    # O_TRUNC as part of OPEN would make the kernel believe in a size of 0; as a SETATTR it can be answered with the
+    # true size. A volume's pages change only through this mount or an explicit notification: a new mtime says nothing
+    # about them.
     init.flags &= ~<uint32_t>(INIT_ATOMIC_O_TRUNC | INIT_AUTO_INVAL_DATA)
     init.max_readahead = CHANNEL_READAHEAD
     init.max_background = CHANNEL_BACKGROUND

@@ -1,8 +1,8 @@
 """The SDC engine: one thread that owns /dev/fuse, the relay to pyfuse3 and one connection per SDS, and its mailbox.
 
-Owns the epoll loop, the commands and the events. The layers under it: ``sdcrequest`` (requests to parts and back), ``sdclink`` (parts
-to SDSs and back), ``sdcstate`` (the structures). Assumes that all methods are called by one thread; they only write to the
-mailbox or read counters. Promises that the thread never waits for Python.
+Owns the epoll loop, the commands and the events. The layers under it: ``sdcrequest`` (requests to parts and back),
+``sdclink`` (parts to SDSs and back), ``sdcstate`` (the structures). Assumes that all methods are called by one
+thread; they only write to the mailbox or read counters. Promises that the thread never waits for Python.
 """
 
 import errno as errno_module
@@ -10,23 +10,23 @@ import os
 import struct
 import threading
 
-from libc.errno cimport EINTR, EIO, ENODEV, errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.errno cimport EIO, ENODEV, errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close
-from datapath.connection cimport buf_get, conn_destroy
+from datapath.connection cimport buf_get
 from datapath.flushset cimport flushset_destroy, flushset_init
 from datapath.fusechannel cimport (channel_can_read, channel_destroy, channel_init, channel_notify, channel_read,
                                    channel_relay_flush, channel_relay_read)
-from datapath.histogram cimport Histogram, hist_list
+from datapath.histogram cimport hist_list
 from datapath.ratelimit cimport rate_set
 from datapath.ring cimport Message, ring_clear, ring_pop, ring_push, ring_retry
 from datapath.sdclink cimport *
 from datapath.sdcrequest cimport *
 from datapath.sdcstate cimport *
-from datapath.volumemap cimport map_segment_drop, map_segment_set, map_volume_find
-from datapath.wire cimport BLOCK_SHIFT, IO_SIZE_MAX, bad_frame_text
+from datapath.volumemap cimport map_segment_drop, map_segment_set
+from datapath.wire cimport IO_SIZE_MAX, bad_frame_text
 
 cdef extern from "sys/epoll.h" nogil:
     ctypedef union epoll_data_t:
@@ -47,6 +47,7 @@ cdef enum:
     ON_RELAY = 0x10002
     DEPTH_MAX = 4096
     IDLE_MS_MAX = 1000               # how long the thread sleeps at most: overflowed events are looked after
+    FROZEN_NS = 2000000000           # a turn that took longer means that the process was not run
 
 cdef enum Command:
     CMD_STOP = 1
@@ -93,7 +94,7 @@ cdef void _run(Engine* e) noexcept nogil:
     cdef uint64_t what
     while not e.stopping:
         count = epoll_wait(e.epoll_fd, events, EVENTS_PER_TURN, _timeout_ms(e))
-        e.now_ns = clock_ns()
+        _look_at_clock(e)
         for i in range(count):
             what = events[i].data.u64
             if what == ON_MAILBOX:
@@ -109,9 +110,19 @@ cdef void _run(Engine* e) noexcept nogil:
         requests_run_deadlines(e)
         requests_run_throttled(e)
         link_run_backoff(e)
+        link_run_hedges(e)
         link_flush(e)
         ring_retry(&e.events)
     _shut_down(e)
+
+
+cdef void _look_at_clock(Engine* e) noexcept nogil:
+    cdef uint64_t now = clock_ns() - e.skipped_ns
+    if now - e.now_ns > FROZEN_NS:
+        # Stopped, or the host slept: answers may lie in the sockets, so this time counts for no deadline.
+        e.skipped_ns += now - e.now_ns - FROZEN_NS
+        now = e.now_ns + FROZEN_NS
+    e.now_ns = now
 
 
 cdef void _sds_ready(Engine* e, Sds* s, uint32_t events) noexcept nogil:
@@ -138,6 +149,8 @@ cdef int _timeout_ms(Engine* e) noexcept nogil:
         timeout = _until(e, (<Request*>e.active.next).deadline_ns, timeout)
     if e.backoff_ns:
         timeout = _until(e, e.backoff_ns, timeout)
+    if e.hedge_ns:
+        timeout = _until(e, e.hedge_ns, timeout)
     if e.throttle_ns:
         timeout = _until(e, e.throttle_ns, timeout)
     return timeout
@@ -354,7 +367,10 @@ _REASONS = {
     WHY_BAD_REQUEST: "the storage server does not accept the request",
     WHY_STOPPED: "the client was stopped",
 }
-_LINK_ERRORS = {LINK_UNKNOWN_REQUEST: "answer to a request that was not sent", LINK_MISMATCH: "answer that does not fit its request"}
+_LINK_ERRORS = {
+    LINK_UNKNOWN_REQUEST: "answer to a request that was not sent",
+    LINK_MISMATCH: "answer that does not fit its request",
+}
 
 
 def _close_reason(code):

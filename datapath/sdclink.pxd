@@ -1,5 +1,5 @@
-# Parts on their way: which SDS gets one, what its answer means, and what happens when the SDS, the map or the capability is not
-# there. The engine's thread calls all of it.
+# Parts on their way: which SDS gets one, what its answer means, and what happens when the SDS, the map or the
+# capability is not there. The engine's thread calls all of it.
 from libc.stdint cimport uint32_t, uint64_t
 from datapath.sdcstate cimport Engine, Part, Sds, Volume
 
@@ -25,3 +25,5 @@ cdef void link_segment_changed(Engine* e, Volume* v, uint32_t segment) noexcept 
 cdef void link_capability_changed(Engine* e, Volume* v) noexcept nogil
 # Parts whose time to try again has come.
 cdef void link_run_backoff(Engine* e) noexcept nogil
+# Reads that one copy does not answer are asked of the other.
+cdef void link_run_hedges(Engine* e) noexcept nogil

@@ -1,18 +1,17 @@
 """Parts on their way between the SDC engine and the SDSs.
 
-Owns the connections and the waiting places of parts: an SDS's queue, a volume's map queue, the back-off list. The engine's thread
-runs every function. Promises that a part is in exactly one place at any time; that it keeps its operation id however often it is
-sent; that a part whose answer no longer matters stays known until that answer or the end of the connection, so that no answer
-is ever taken for another's; and that an SDS can neither crash the engine nor have wrong bytes accepted: what does not verify is
-asked for elsewhere, what does not fit closes the connection.
+Owns the connections and the waiting places of parts: an SDS's queue, a volume's map queue, the back-off list. The
+engine's thread runs every function. Promises that a part is in exactly one place at any time; that it keeps its
+operation id however often it is sent; that a part whose answer no longer matters stays known until that answer or the
+end of the connection, so that no answer is ever taken for another's; and that an SDS can neither crash the engine nor
+have wrong bytes accepted: what does not verify is asked for elsewhere, what does not fit closes the connection.
 """
 
 from libc.errno cimport EFBIG, EIO, ENODEV, ENOSPC, EROFS, errno
-from libc.string cimport memcpy, memset
 from posix.unistd cimport close
-from datapath.checksum cimport check_range, verify_range
-from datapath.connection cimport (Buf, Conn, conn_append, conn_append_ref, conn_destroy, conn_flush, conn_init, conn_receive,
-                                  conn_reserve, conn_unreserve)
+from datapath.checksum cimport verify_range
+from datapath.connection cimport Buf, Conn, conn_destroy, conn_flush, conn_init, conn_receive
+from datapath.sdcsend cimport send_capability, send_part, send_queue
 from datapath.sdcstate cimport *
 from datapath.volumemap cimport MapEntry, map_lookup
 from datapath.wire cimport *
@@ -43,10 +42,12 @@ cdef enum:
     BACKOFF_FIRST_NS = 5000000
     BACKOFF_MAX_NS = 100000000
     BACKOFF_DOUBLINGS = 5
-    FLUSH_GRACE_NS = 500000000       # an SDS that has been gone for longer does not hold up a flush that its peer answered
+    FLUSH_GRACE_NS = 500000000       # an SDS gone for longer does not hold up a flush that its peer answered
+    HEDGE_AFTER_NS = 1000000000      # a read without an answer for that long is asked of the other copy
+    HEDGE_CHECK_NS = 250000000
+    HEDGES_MAX = 4
     PAYLOAD_TRIES_MAX = 5
     RANGE_TRIES_MAX = 20             # an extend reaches the SDSs a little later than the SDC
-    INLINE_PAYLOAD_MAX = 32768       # copied behind its header: one piece for the kernel instead of two
     EXPLORE_EVERY = 64               # reads between two that try the slower copy
     LATENCY_SCALE_BYTES = 16384      # a read of this many bytes counts for half its time
 
@@ -138,10 +139,15 @@ cdef inline uint64_t _cost(const Sds* s) noexcept nogil:
 cdef Sds* _reader(Engine* e, Part* p, Sds* first, Sds* second) noexcept nogil:
     """The copy to read from, NULL when none is left to ask (then all are in bad or later)."""
     cdef uint8_t out = p.bad | p.later
-    if second == NULL or out & 2:
-        return NULL if out & 1 else first
-    if out & 1:
-        return second
+    cdef Sds* only
+    if second == NULL or out:
+        if out & 1 and (second == NULL or out & 2):
+            return NULL
+        only = second if out & 1 else first
+        if p.later and not only.connected:
+            _need(e, only)           # until it is there the one that asked to come again may be ready
+            return NULL
+        return only
     if not first.connected or not second.connected:
         # The missing one is wanted in any case: alone, the other carries all.
         if not first.connected:
@@ -230,7 +236,7 @@ cdef void _to_sds(Engine* e, Part* p, Sds* s) noexcept nogil:
     elif cap[0] == CAP_GRANTED:
         if s.in_flight_count >= SDS_IN_FLIGHT_MAX or s.conn.out_bytes >= SDS_OUT_BYTES_MAX:
             s.congested = True
-        elif _send(e, p, s) < 0:
+        elif send_part(e, p, s) < 0:
             _back_off(e, p)
             return
         else:
@@ -243,105 +249,13 @@ cdef void _to_sds(Engine* e, Part* p, Sds* s) noexcept nogil:
     _park(e, p, &s.waiting, PART_WAITS_SDS)
 
 
-# -- sending
-
-cdef inline void _queue(Engine* e, Sds* s) noexcept nogil:
-    if not s.queued:
-        s.queued = True
-        e.to_flush[e.to_flush_count] = s
-        e.to_flush_count += 1
-
-
-cdef void _header(Engine* e, Part* p, Header* h) noexcept nogil:
-    memset(h, 0, HEADER_SIZE)
-    h.opcode = p.opcode
-    h.request_id = part_request_id(p)
-    h.volume_id = p.volume.id
-    h.chunk_index = p.chunk
-    h.offset = p.offset
-    h.length = p.length
-    h.epoch = p.epoch
-    h.node_id = e.sdc_id
-    h.op_id = p.op_id
-    h.incarnation = e.incarnation
-
-
-cdef int _send(Engine* e, Part* p, Sds* s) noexcept nogil:
-    """Queues the part's frame on the connection. 0, or <0 when memory is short."""
-    cdef Header h
-    cdef int result
-    _header(e, p, &h)
-    if p.opcode == OP_WRITE:
-        result = _queue_write(e, p, s, &h)
-    else:
-        header_seal(&h)
-        result = conn_append(&s.conn, &e.pool, &h, HEADER_SIZE)
-    if result < 0:
-        return result
-    _queue(e, s)
-    if p.sends:
-        e.resent += 1
-    p.sends += 1
-    p.sds = s
-    p.sent_ns = e.now_ns
-    p.state = PART_SENT
-    list_append(&s.in_flight, &p.link)
-    s.in_flight_count += 1
-    return 0
-
-
-cdef int _queue_write(Engine* e, Part* p, Sds* s, Header* h) noexcept nogil:
-    cdef uint32_t blocks = blocks_touched(p.offset, p.length)
-    cdef uint32_t head = HEADER_SIZE + 4 * blocks
-    # A write of zeros (the edge of a discard) has no data of its own.
-    cdef bint zeros = p.request.kind == REQ_DISCARD
-    cdef char* data = e.zeros if zeros else p.request.data + p.position
-    cdef bint copied = zeros or p.length <= INLINE_PAYLOAD_MAX
-    cdef char* room = conn_reserve(&s.conn, &e.pool, head + p.length if copied else head)
-    if room == NULL:
-        return -1
-    if not copied and conn_append_ref(&s.conn, &e.pool, p.request.buffer, data, p.length) < 0:
-        conn_unreserve(&s.conn, head)
-        return -1
-    h.body_length = 4 * blocks + p.length
-    header_seal(h)
-    memcpy(room, h, HEADER_SIZE)
-    check_range(p.volume.id, p.chunk, p.offset, p.length, data, <uint32_t*>(room + HEADER_SIZE))
-    if copied:
-        memcpy(room + head, data, p.length)
-    return 0
-
+# -- capabilities
 
 cdef void _present(Engine* e, Volume* v, Sds* s) noexcept nogil:
     """Shows the volume's capability to the SDS; its state stays as it is when there is no memory for that."""
-    cdef Part* p
-    cdef Header h
-    cdef char* room
     if v.capability_size == 0:
         _refused(e, v, s, ST_NOT_AUTHORIZED)
-        return
-    p = part_new(e)
-    if p == NULL:
-        return
-    p.opcode = OP_CAPABILITY
-    p.volume = v
-    p.capability_version = v.capability_version
-    _header(e, p, &h)
-    h.body_length = v.capability_size
-    header_seal(&h)
-    room = conn_reserve(&s.conn, &e.pool, HEADER_SIZE + v.capability_size)
-    if room == NULL:
-        part_free(e, p)
-        return
-    memcpy(room, &h, HEADER_SIZE)
-    memcpy(room + HEADER_SIZE, v.capability, v.capability_size)
-    _queue(e, s)
-    p.sds = s
-    p.state = PART_SENT
-    p.sent_ns = e.now_ns
-    list_append(&s.in_flight, &p.link)
-    s.in_flight_count += 1
-    if v.caps[s.index] != CAP_GRANTED:
+    elif send_capability(e, v, s) == 0 and v.caps[s.index] != CAP_GRANTED:
         v.caps[s.index] = CAP_ASKED
 
 
@@ -491,7 +405,7 @@ cdef void link_flush(Engine* e) noexcept nogil:
 
 cdef void link_writable(Engine* e, Sds* s) noexcept nogil:
     if s.connected:
-        _queue(e, s)
+        send_queue(e, s)
 
 
 # -- the map
@@ -582,6 +496,37 @@ cdef void _supersede(Engine* e, Part* p) noexcept nogil:
     part_route(e, q)
 
 
+cdef void link_run_hedges(Engine* e) noexcept nogil:
+    cdef uint32_t i
+    cdef bint any_in_flight = False
+    if e.hedge_ns > e.now_ns:
+        return
+    for i in range(e.sds_count):
+        if e.sds[i].in_flight_count:
+            any_in_flight = True
+            _hedge(e, e.sds[i])
+    e.hedge_ns = e.now_ns + HEDGE_CHECK_NS if any_in_flight else 0
+
+
+cdef inline bint _other_connected(Engine* e, const Part* p, const Sds* s) noexcept nogil:
+    cdef Sds* other = e.sds_by_id[p.secondary if s.id == p.primary else p.primary]
+    return other != NULL and other.connected
+
+
+cdef void _hedge(Engine* e, Sds* s) noexcept nogil:
+    cdef Link* link = s.in_flight.next       # in the order sent: the oldest come first
+    cdef Part* p
+    while link != &s.in_flight:
+        p = <Part*>link
+        link = link.next
+        if e.now_ns - p.sent_ns < HEDGE_AFTER_NS:
+            return
+        if p.opcode == OP_READ and not p.abandoned and p.hedges < HEDGES_MAX and _other_connected(e, p, s):
+            p.hedges += 1
+            _exclude(p, s, False)
+            _supersede(e, p)
+
+
 # -- answers
 
 cdef int _frame(void* context, Conn* c, Header* h, char* body, Buf* owner) noexcept nogil:
@@ -597,7 +542,7 @@ cdef int _frame(void* context, Conn* c, Header* h, char* body, Buf* owner) noexc
         return LINK_MISMATCH
     _detach(e, p)
     if s.congested:
-        _queue(e, s)
+        send_queue(e, s)
     if p.abandoned:
         part_free(e, p)
     elif p.opcode == OP_CAPABILITY:

@@ -1,12 +1,12 @@
-# Requests: from a FUSE message, submit() or the load generator to parts, and from the parts' ends to one answer. The engine's
-# thread calls all of it.
+# Requests: from a FUSE message, submit() or the load generator to parts, and from the parts' ends to one answer. The
+# engine's thread calls all of it.
 from libc.stdint cimport uint32_t, uint64_t
 from datapath.fusechannel cimport FuseIo
 from datapath.sdcstate cimport Engine, Part, Request, Volume
 from datapath.wire cimport Header
 
-# Starts a request whose volume, kind, offset, length, source, unique and (for a write) buffer and data are filled in. It is freed when
-# it has been answered, which may be at once.
+# Starts a request whose volume, kind, offset, length, source, unique and (for a write) buffer and data are filled in.
+# It is freed when it has been answered, which may be at once.
 cdef void request_start(Engine* e, Request* r) noexcept nogil
 cdef void request_from_fuse(void* context, FuseIo* io) noexcept nogil
 cdef void request_part_done(Engine* e, Part* p, int error, int reason, const Header* h, char* body) noexcept nogil

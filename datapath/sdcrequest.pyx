@@ -1,12 +1,12 @@
 """Requests of the SDC engine: checked, throttled, cut into parts, joined, answered.
 
-Owns a request from its start to its answer. The engine's thread runs every function. Promises exactly one answer per request,
-at the latest at its deadline; that a request's data stays until the answer; that a flush never says more than the SDSs have
-said; and that a range is judged against the volume's size before anything is sent.
+Owns a request from its start to its answer. The engine's thread runs every function. Promises exactly one answer per
+request, at the latest at its deadline; that a request's data stays until the answer; that a flush never says more
+than the SDSs have said; and that a range is judged against the volume's size before anything is sent.
 """
 
 from libc.errno cimport EFBIG, EIO, ENODEV, ENOMEM, ENOSPC, ENXIO, EROFS
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, malloc
 from libc.string cimport memcpy
 from datapath.connection cimport buf_get, buf_put, buf_ref
 from datapath.flushset cimport flushset_begin, flushset_end, flushset_note
@@ -89,7 +89,8 @@ cdef void request_start(Engine* e, Request* r) noexcept nogil:
     e.request_count += 1
     r.error = _check(e, r)
     if r.kind == REQ_READ or r.kind == REQ_WRITE:
-        e.request_bytes += r.length
+        r.cost = r.buffer.size if r.buffer != NULL else r.length
+        e.request_bytes += r.cost
     if r.error or (r.length == 0 and r.kind != REQ_FLUSH):
         _finish(e, r)
         return
@@ -231,8 +232,8 @@ cdef void _unlink(Request* r, Part* p) noexcept nogil:
 
 
 cdef void _cancel_waiting(Engine* e, Request* r) noexcept nogil:
-    """The request has failed: parts that were not sent never will be. Those in flight are waited for, so that a write that
-    failed is not applied after the application has gone on."""
+    """The request has failed: parts that were not sent never will be. Those in flight are waited for, so that a write
+    that failed is not applied after the application has gone on."""
     cdef Part** at = &r.parts
     cdef Part* p
     while at[0] != NULL:
@@ -268,7 +269,8 @@ cdef void request_part_done(Engine* e, Part* p, int error, int reason, const Hea
 
 
 cdef void _join(Engine* e, Request* r, Part* p, char* payload) noexcept nogil:
-    """Takes a read's bytes: of the only part by reference (it is answered before the buffer is reused), else by copy."""
+    """Takes a read's bytes: of the only part by reference (it is answered before the buffer is reused), else by
+    copy."""
     if p.take == r.length:
         r.data = payload + p.skip
         return
@@ -424,8 +426,7 @@ cdef void _finish(Engine* e, Request* r) noexcept nogil:
     """Answers, counts, frees. No part is left."""
     list_remove(&r.link)
     e.request_count -= 1
-    if r.kind == REQ_READ or r.kind == REQ_WRITE:
-        e.request_bytes -= r.length
+    e.request_bytes -= r.cost
     _count(e, r)
     if r.error and r.reason and r.source != FROM_BENCH:
         emit(e, EV_IO_ERROR, r.reason, r.volume.id, <uint64_t>r.error, r.offset, NULL, 0)
@@ -631,10 +632,10 @@ cdef void _bench_end(Engine* e) noexcept nogil:
 cdef void bench_start(Engine* e, uint32_t depth) noexcept nogil:
     cdef Bench* b = &e.bench
     cdef Request* r
-    cdef uint32_t i
+    cdef uint32_t _slot
     b.running = True
     b.live = depth                   # counted first: a request that fails at once must not end it early
-    for i in range(depth):
+    for _slot in range(depth):
         r = request_new(e)
         if r == NULL:
             b.live -= 1

@@ -1,6 +1,7 @@
-# Everything an SDC engine knows, as plain structures: volumes, SDSs, requests and their parts, and the lists they wait in.
-# All of it belongs to the engine's thread, except where a field says that Python reads it (counters: a torn or late
-# value would only be a late figure; the volumes and sds tables never move and their entries are never freed while the engine lives).
+# Everything an SDC engine knows, as plain structures: volumes, SDSs, requests and their parts, and the lists they
+# wait in. All of it belongs to the engine's thread, except where a field says that Python reads it (counters: a torn
+# or late value would only be a late figure; the volumes and sds tables never move and their entries are never freed
+# while the engine lives).
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stddef cimport size_t
 from datapath.connection cimport Buf, Conn, Pool
@@ -153,6 +154,7 @@ cdef struct Request:
     uint64_t found                   # SEEK
     uint64_t started_ns
     uint64_t deadline_ns
+    uint64_t cost                    # bytes held for it, in Engine.request_bytes
     uint32_t live                    # parts
     Part* parts
     Buf* buffer                      # WRITE: owns `data`; READ: assembled here when there is more than one part
@@ -202,6 +204,7 @@ cdef struct Part:
     uint64_t sent_ns
     uint64_t retry_ns
     uint32_t sends
+    uint8_t hedges                   # READ: times it was sent elsewhere because no answer came
     uint32_t capability_version
 
 cdef struct Bench:
@@ -221,8 +224,8 @@ cdef struct Bench:
     Buf* payload
     Histogram latency
 
-# How the link layer (sdclink) tells the request layer (sdcrequest) about a part. The part is in no list; it is the callee's.
-# error 0: done, `h` and `body` are the answer; else an errno and a Reason.
+# How the link layer (sdclink) tells the request layer (sdcrequest) about a part. The part is in no list; it is the
+# callee's. error 0: done, `h` and `body` are the answer; else an errno and a Reason.
 ctypedef void (*part_done_fn)(Engine* e, Part* p, int error, int reason, const Header* h, char* body) noexcept nogil
 # A flush can be answered without this part's SDS.
 ctypedef bint (*flush_spares_fn)(Engine* e, Part* p) noexcept nogil
@@ -233,7 +236,9 @@ cdef struct Engine:
     uint64_t deadline_ns
     part_done_fn part_done
     flush_spares_fn flush_spares
-    uint64_t now_ns                  # CLOCK_MONOTONIC, read once a turn and after each wait
+    uint64_t now_ns                  # CLOCK_MONOTONIC less skipped_ns, read once a turn
+    uint64_t skipped_ns              # time in which the process was not run: no deadline may pass in it
+    uint64_t hedge_ns                # when reads are next looked at that take too long
     bint stopping
     bint has_channel
     int epoll_fd
@@ -305,7 +310,8 @@ cdef enum Reason:
 cdef int engine_alloc(Engine* e) noexcept nogil
 cdef void engine_free(Engine* e) noexcept nogil
 cdef uint64_t clock_ns() noexcept nogil
-cdef void emit(Engine* e, uint32_t kind, uint32_t a, uint64_t b, uint64_t c, uint64_t d, char* data, uint64_t size) noexcept nogil
+cdef void emit(Engine* e, uint32_t kind, uint32_t a, uint64_t b, uint64_t c, uint64_t d,
+               char* data, uint64_t size) noexcept nogil
 cdef Request* request_new(Engine* e) noexcept nogil
 cdef void request_free(Engine* e, Request* r) noexcept nogil
 cdef Part* part_new(Engine* e) noexcept nogil

@@ -1,8 +1,9 @@
 """The SDC engine's state: tables, slabs and the mailbox's outgoing side.
 
-Owns the memory of volumes, SDSs, requests and parts. Everything is called by the engine's thread (engine_alloc and engine_free by
-the thread that makes and drops the Python object, before and after that). Promises that requests and parts come from free lists
-that only ever grow, and that a Volume or Sds, once made, keeps its address until engine_free.
+Owns the memory of volumes, SDSs, requests and parts. Everything is called by the engine's thread (engine_alloc and
+engine_free by the thread that makes and drops the Python object, before and after that). Promises that requests and
+parts come from free lists that only ever grow, and that a Volume or Sds, once made, keeps its address until
+engine_free.
 """
 
 from libc.errno cimport ENOMEM
@@ -12,7 +13,7 @@ from datapath.connection cimport buf_put, conn_destroy, pool_destroy, pool_init
 from datapath.flushset cimport flushset_destroy, flushset_init
 from datapath.ring cimport ring_destroy, ring_init, ring_push
 from datapath.volumemap cimport (map_destroy, map_init, map_volume_add, map_volume_find)
-from datapath.wire cimport BLOCK_SIZE, CHUNK_SHIFT, IO_SIZE_MAX
+from datapath.wire cimport BLOCK_SIZE, IO_SIZE_MAX
 
 cdef extern from "time.h" nogil:
     cdef struct timespec:
@@ -95,7 +96,8 @@ cdef void engine_free(Engine* e) noexcept nogil:
     memset(e, 0, sizeof(Engine))
 
 
-cdef void emit(Engine* e, uint32_t kind, uint32_t a, uint64_t b, uint64_t c, uint64_t d, char* data, uint64_t size) noexcept nogil:
+cdef void emit(Engine* e, uint32_t kind, uint32_t a, uint64_t b, uint64_t c, uint64_t d,
+               char* data, uint64_t size) noexcept nogil:
     cdef Message m
     m.kind = kind
     m.a = a

@@ -1,5 +1,5 @@
-# The map: volume id -> segments of 1024 chunks -> which SDSs hold a chunk. Used by both engines; a VolumeMap and all in it
-# belong to one engine's thread, nothing is locked.
+# The map: volume id -> segments of 1024 chunks -> which SDSs hold a chunk. Used by both engines; a VolumeMap and all
+# in it belong to one engine's thread, nothing is locked.
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 cdef enum:
@@ -30,8 +30,8 @@ cdef struct VolumeMap:
 
 cdef int map_init(VolumeMap* m) noexcept nogil
 cdef void map_destroy(VolumeMap* m) noexcept nogil
-# The volume, new (no segments, user NULL) if it was not there; NULL when memory is gone or MAP_VOLUMES_MAX is reached. The
-# address stays valid until map_volume_remove.
+# The volume, new (no segments, user NULL) if it was not there; NULL when memory is gone or MAP_VOLUMES_MAX is
+# reached. The address stays valid until map_volume_remove.
 cdef MapVolume* map_volume_add(VolumeMap* m, uint64_t volume_id) noexcept nogil
 cdef MapVolume* map_volume_find(VolumeMap* m, uint64_t volume_id) noexcept nogil
 cdef void map_volume_remove(VolumeMap* m, uint64_t volume_id) noexcept nogil
@@ -42,7 +42,8 @@ cdef int map_segment_set(MapVolume* v, uint32_t segment, const void* entries, ui
 cdef void map_segment_drop(MapVolume* v, uint32_t segment) noexcept nogil
 
 cdef inline const MapEntry* map_lookup(const MapVolume* v, uint32_t chunk) noexcept nogil:
-    """The chunk's entry, NULL when its segment is not loaded. Valid until the segment is set, dropped, or the volume goes."""
+    """The chunk's entry, NULL when its segment is not loaded. Valid until the segment is set, dropped, or the volume
+    goes."""
     cdef uint32_t segment = chunk >> 10
     if segment >= v.segment_count or v.segments[segment] == NULL:
         return NULL

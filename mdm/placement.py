@@ -50,10 +50,14 @@ class Candidate:
 
 
 class Placed(NamedTuple):
-    """``entries`` are packed map entries in chunk order; ``pairs`` counts them by (primary, secondary)."""
+    """``pieces`` are packed map entries in chunk order, none across a segment's end, equal ones the same object.
+    ``pairs`` counts them by (primary, secondary)."""
 
-    entries: bytes
+    pieces: list[bytes]
     pairs: dict[tuple[int, int], int]
+
+
+_Sides = tuple[tuple[int, int, int, int], ...]  # (one, other, chunks with one as primary, with the other) of a round
 
 
 @dataclass
@@ -78,14 +82,18 @@ def place(chunks: int, candidates: Sequence[Candidate], *, first_chunk: int, see
     excess = {candidate.sds_id: candidate.primary_excess for candidate in candidates}
     pairs: Counter[tuple[int, int]] = Counter()
     pieces: list[bytes] = []
+    packed: dict[_Sides, bytes] = {}
     left = chunks
     for number, size in enumerate(_rounds(chunks, first_chunk)):
         counts = _take(groups, size, left)
         left -= size
         order = orders[number % len(orders)]
         runs = _runs([(sds_id, counts[sds_id]) for sds_id in order if counts[sds_id]], size)
-        pieces.append(_lay(runs, size, excess, pairs))
-    return Placed(b"".join(pieces), dict(pairs))
+        sides = _sides(runs, excess, pairs)
+        if sides not in packed:
+            packed[sides] = _pack(sides, size)
+        pieces.append(packed[sides])
+    return Placed(pieces, dict(pairs))
 
 
 def count_pairs(segments: Sequence[bytes]) -> dict[tuple[int, int], int]:
@@ -235,21 +243,29 @@ def _second_half(row: list[tuple[int, int]], size: int) -> list[tuple[int, int]]
     raise AssertionError("a row has two copies per chunk")
 
 
-def _lay(runs: list[tuple[int, int, int]], size: int, excess: dict[int, int], pairs: Counter[tuple[int, int]]) -> bytes:
-    """Packs a round, each run's primaries on both sides alike and its odd one where there are fewer."""
-    entries: list[bytes] = []
+def _sides(runs: list[tuple[int, int, int]], excess: dict[int, int], pairs: Counter[tuple[int, int]]) -> _Sides:
+    """Halves each run into chunks with the one and with the other SDS as primary, an odd one where there are fewer."""
+    sides = []
     for one, other, count in runs:
-        if count % 2 and excess[one] > excess[other]:
-            one, other = other, one
-        ahead, behind = (count + 1) // 2, count // 2
         if count % 2:
+            if excess[one] > excess[other]:
+                one, other = other, one
             excess[one] += 1
             excess[other] -= 1
+        ahead, behind = (count + 1) // 2, count // 2
         pairs[one, other] += ahead
-        entries += [_entry(one, other)] * ahead
         if behind:
             pairs[other, one] += behind
-            entries += [_entry(other, one)] * behind
+        sides.append((one, other, ahead, behind))
+    return tuple(sides)
+
+
+def _pack(sides: _Sides, size: int) -> bytes:
+    """The entries of a round, scattered over it."""
+    entries: list[bytes] = []
+    for one, other, ahead, behind in sides:
+        entries += [_entry(one, other)] * ahead
+        entries += [_entry(other, one)] * behind
     return b"".join(map(entries.__getitem__, _scatter(size)))
 
 

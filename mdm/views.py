@@ -178,7 +178,8 @@ class View:
 
     def sds(self, sds: Sds) -> Object:
         runtime = self.membership.sds.get(sds.sds_id)
-        stats = runtime.stats if runtime is not None else {}
+        stats = {} if runtime is None else runtime.stats
+        failed = [] if runtime is None else runtime.failed_devices
         fault_set = None if sds.fault_set_id is None else self.state.fault_sets[sds.fault_set_id]
         return with_gb(
             self._named(Kind.SDS, sds.sds_id, sds.name)
@@ -194,6 +195,7 @@ class View:
                 "total_capacity_bytes": sds.capacity_bytes,
                 "used_capacity_bytes": stats.get("slots_used", 0) * CHUNK_SIZE_BYTES,
                 "device_count": len(sds.devices),
+                "failed_devices": [{"index": index, "message": message} for index, message in failed],
                 "chunk_count": sds.copies,
                 "primary_chunk_count": sds.primaries,
                 "incarnation": sds.incarnation,

@@ -33,7 +33,9 @@ class Identity(NamedTuple):
     start_ticks: int
 
 
-def start_detached(argv: Sequence[str], log_path: Path, env: Mapping[str, str]) -> Identity:
+def start_detached(
+    argv: Sequence[str], log_path: Path, env: Mapping[str, str], pass_fds: Sequence[int] = ()
+) -> Identity:
     """Starts ``argv`` in a session of its own, from ``/`` (it pins no mount), its output appended to ``log_path``."""
     descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
     try:
@@ -45,6 +47,7 @@ def start_detached(argv: Sequence[str], log_path: Path, env: Mapping[str, str]) 
             cwd="/",
             env=dict(env),
             start_new_session=True,
+            pass_fds=pass_fds,
         )
     finally:
         os.close(descriptor)

@@ -76,11 +76,9 @@ def find_endpoint(
 
     Raises ``UnreachableError`` when nothing says where the API is.
     """
-    cluster = read_cluster(data_dir)
     if api is not None:
-        url = api_url(api)
-        same = cluster is not None and api_url(cluster["api"]) == url
-        return Endpoint(url, token or (cluster or {}).get("token") if same else token)
+        return Endpoint(api_url(api), token or _token_of(data_dir, api_url(api)))
+    cluster = read_cluster(data_dir)
     if cluster is not None and mdm in (None, cluster.get("mdm")):
         return Endpoint(api_url(cluster["api"]), token or cluster.get("token"))
     if mdm is not None:
@@ -92,6 +90,15 @@ def find_endpoint(
         "or name one with --api (PFVOL_API) and PFVOL_TOKEN",
         data_dir=str(data_dir),
     )
+
+
+def _token_of(data_dir: Path, url: str) -> str | None:
+    """The token of the cluster in ``data_dir`` if that is at ``url``; what is wrong there is no concern here."""
+    with contextlib.suppress(ConfigError):
+        cluster = read_cluster(data_dir)
+        if cluster is not None and api_url(cluster["api"]) == url:
+            return cluster.get("token")
+    return None
 
 
 def _endpoint_of_config(path: Path, token: str | None) -> Endpoint:
@@ -159,6 +166,8 @@ def _mapped(url: str) -> Iterator[None]:
 def _options(endpoint: Endpoint, timeout_seconds: float) -> dict[str, Any]:
     import httpx2
 
+    if endpoint.token is not None and not (endpoint.token.isascii() and endpoint.token.isprintable()):
+        raise ConfigError("the token has characters that no token has; is PFVOL_TOKEN what it should be?")
     # trust_env off: a proxy of the environment must not see the token, and loopback never goes through one.
     return {
         "base_url": endpoint.url,

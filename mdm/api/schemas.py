@@ -13,6 +13,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from pfvol.constants import VOLUME_SIZE_BYTES_MAX
 from pfvol.errors import InvalidError
+from pfvol.units import parse_size
 
 GB = 1_000_000_000
 SIZE_BYTES_MAX = 1024 * VOLUME_SIZE_BYTES_MAX  # what a field takes at all; rules about sizes are the core's
@@ -40,8 +41,6 @@ def one_size(what: str, size_bytes: int | None, size_gb: float | None, text: str
     if len(given) > 1:
         raise InvalidError(f"give one of {what}_bytes, {what}_gb and {what}, not several")
     if text is not None:
-        from pfvol.units import parse_size
-
         return parse_size(text)
     return round(size_gb * GB) if size_gb is not None else size_bytes
 
@@ -254,6 +253,11 @@ class PoolHealth(Named):
     rebuild_progress_percent: float
 
 
+class FailedDevice(Answer):
+    index: int
+    message: str
+
+
 class Sds(Named):
     pd_id: str
     pd_name: str
@@ -269,6 +273,7 @@ class Sds(Named):
     used_capacity_bytes: int
     used_capacity_gb: float
     device_count: int
+    failed_devices: list[FailedDevice]
     chunk_count: int
     primary_chunk_count: int
     incarnation: int

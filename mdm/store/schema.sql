@@ -27,7 +27,7 @@ CREATE TABLE purges     (id INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT;
 CREATE TABLE segments (
     volume_id INTEGER NOT NULL REFERENCES volumes (id) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED,
     segment   INTEGER NOT NULL,
-    entries   BLOB NOT NULL,           -- 12 bytes per chunk, SEGMENT_ENTRY_FORMAT; 1024 chunks but in the last segment
+    entries   BLOB NOT NULL,           -- zlib of 12 bytes per chunk (SEGMENT_ENTRY_FORMAT), 1024 chunks but in the last
     PRIMARY KEY (volume_id, segment)
 ) STRICT;
 

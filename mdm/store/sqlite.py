@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -25,10 +26,12 @@ from mdm.model import Cluster, State
 from mdm.store.base import EVENTS_KEPT_MAX
 from mdm.store.codec import CodecError, decode, encode
 from mdm.transition import Change
-from pfvol.constants import STATE_VERSION
+from pfvol.constants import SEGMENT_CHUNKS, SEGMENT_ENTRY_BYTES, STATE_VERSION
 from pfvol.errors import ConfigError, DeviceError, IntegrityError, VersionError
 
 APPLICATION_ID = 0x5046564D  # "PFVM"
+SEGMENT_COMPRESSION_LEVEL = 1
+WAL_BYTES_KEPT_MAX = 64 * 1024**2
 LOCK_WAIT_SECONDS = 2.0  # a predecessor that was just killed lets go at once; this is for one that is still closing
 DATABASE_MODE = 0o600  # it holds the capability key and the API token
 
@@ -86,6 +89,7 @@ class SqliteStore:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA foreign_keys = ON")
+                connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT_MAX}")
                 connection.execute("BEGIN EXCLUSIVE")
                 connection.execute("COMMIT")
                 _check_pages(path, connection)
@@ -165,7 +169,9 @@ class SqliteStore:
             segments = maps.setdefault(volume_id, [])
             if number != len(segments):
                 raise CodecError(f"segment {len(segments)} of volume {volume_id} is missing")
-            segments.append(seen.setdefault(entries, entries))
+            if entries not in seen:
+                seen[entries] = _inflated(entries)
+            segments.append(seen[entries])
         return {volume_id: tuple(segments) for volume_id, segments in maps.items()}
 
     def _write(self, counters: Mapping[str, int], changes: Sequence[Change], events: Sequence[Event]) -> None:
@@ -177,7 +183,7 @@ class SqliteStore:
         connection.executemany(
             "INSERT INTO segments (volume_id, segment, entries) VALUES (?, ?, ?)"
             " ON CONFLICT (volume_id, segment) DO UPDATE SET entries = excluded.entries",
-            ((*change.key, change.row) for change in changes if isinstance(change.key, tuple)),
+            _segment_rows(changes),
         )
         for change in changes:
             if isinstance(change.key, tuple):
@@ -256,6 +262,27 @@ def _check_pages(path: Path, connection: sqlite3.Connection) -> None:
         raise ConfigError(f"the database {path} is damaged ({found}): put back a copy of it")
     if connection.execute("PRAGMA foreign_key_check").fetchone() is not None:
         raise ConfigError(f"the database {path} has map segments without a volume: put back a copy of it")
+
+
+def _segment_rows(changes: Sequence[Change]) -> Iterator[tuple[int, int, bytes]]:
+    """A map repeats a few SDSs over and over: compressed it is some hundred bytes instead of 12 KiB."""
+    deflated: dict[bytes, bytes] = {}
+    for change in changes:
+        if isinstance(change.key, tuple):
+            if change.row not in deflated:
+                deflated[change.row] = zlib.compress(change.row, SEGMENT_COMPRESSION_LEVEL)
+            yield (*change.key, deflated[change.row])
+
+
+def _inflated(data: bytes) -> bytes:
+    inflater = zlib.decompressobj()
+    try:
+        entries = inflater.decompress(data, SEGMENT_CHUNKS * SEGMENT_ENTRY_BYTES)
+    except zlib.error as error:
+        raise CodecError(f"a map segment does not decompress: {error}") from error
+    if not inflater.eof:
+        raise CodecError("a map segment is too long or cut short")
+    return entries
 
 
 def _microseconds(time: datetime) -> int:

@@ -158,7 +158,7 @@ def _grow(
             thin_slots=command.thin_slots,
             seed=volume.volume_id << 32 | volume.chunks,
         )
-        _append(draft, volume, placed.entries)
+        _append(draft, volume, placed.pieces)
         placement = dict(volume.placement)
         for pair, count in placed.pairs.items():
             placement[pair] = placement.get(pair, 0) + count
@@ -168,17 +168,22 @@ def _grow(
     draft.put("volumes", volume.volume_id, new)
 
 
-def _append(draft: Draft, volume: Volume, entries: bytes) -> None:
-    """Adds entries to the map, first to a last segment that is not full. Equal segments are one object."""
-    old = draft.table("maps")[volume.volume_id]
-    if old and len(old[-1]) < SEGMENT_BYTES:
-        kept, entries = old[:-1], old[-1] + entries
-    else:
-        kept = old
-    seen: dict[bytes, bytes] = {}
-    cut = (entries[start : start + SEGMENT_BYTES] for start in range(0, len(entries), SEGMENT_BYTES))
-    new = kept + tuple(seen.setdefault(segment, segment) for segment in cut)
-    draft.put_map(volume.volume_id, new, first_changed=len(kept))
+def _append(draft: Draft, volume: Volume, pieces: list[bytes]) -> None:
+    """Adds pieces of a map, none of which crosses a segment's end, first to a last segment that is not full.
+
+    A piece that is a whole segment stays the object it is: a large volume has few different ones.
+    """
+    segments = list(draft.table("maps")[volume.volume_id])
+    partial = segments.pop() if segments and len(segments[-1]) < SEGMENT_BYTES else b""
+    first_changed = len(segments)
+    for piece in pieces:
+        partial = partial + piece if partial else piece
+        if len(partial) == SEGMENT_BYTES:
+            segments.append(partial)
+            partial = b""
+    if partial:
+        segments.append(partial)
+    draft.put_map(volume.volume_id, tuple(segments), first_changed=first_changed)
 
 
 def _reserve(draft: Draft, volume: Volume, more_bytes: int) -> None:

@@ -14,6 +14,7 @@ import typer
 
 from pfvol.cli.output import Output
 from pfvol.client import Client, find_endpoint
+from pfvol.units import parse_size
 
 
 def default_data_dir() -> Path:
@@ -59,8 +60,6 @@ def noun(help_text: str) -> typer.Typer:
 
 def size_bytes(text: str) -> int:
     """A size as people type it; ``InvalidError`` says what would have been right."""
-    from pfvol.units import parse_size
-
     return parse_size(text)
 
 

@@ -31,10 +31,14 @@ def run(
     ] = None,
 ) -> None:
     """Run a node until SIGTERM; what is not given here comes from the configuration."""
-    file = config or settings(ctx).config
-    given = {"--name": name, "--capabilities": capabilities, "--config": None if file is None else str(file)}
+    given = {
+        "--name": name,
+        "--capabilities": capabilities,
+        "--config": config or settings(ctx).config,
+        "--data-dir": ctx.find_root().params.get("data_dir"),  # as given: a node's default is in its configuration
+    }
     argv = [sys.executable, "-m", "pfvol.node"]
     for option, value in given.items():
-        argv += [] if value is None else [option, value]
+        argv += [] if value is None else [option, str(value)]
     # Replaced, not called: the service manager's process is the node itself, and the command line's memory is gone.
     os.execv(sys.executable, argv)

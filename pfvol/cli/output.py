@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pfvol.errors import Error
+from pfvol.units import format_size
 
 Row = Mapping[str, Any]
 
@@ -34,7 +35,7 @@ HEALTH_STYLES = {
     "STOPPED": "red",
     "DEAD": "red",
 }
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+WIDTH = 1000
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,7 @@ def plain(value: Any) -> str:
 
 
 def human_size(bytes_count: Any) -> str:
-    """Binary units with at most two decimals, exact ones without: ``1 GiB``, ``762.94 MiB``."""
-    if not isinstance(bytes_count, int):
-        return "-"
-    amount, unit = float(bytes_count), 0
-    while abs(amount) >= 1024 and unit < len(_UNITS) - 1:
-        amount, unit = amount / 1024, unit + 1
-    return f"{amount:.2f}".rstrip("0").rstrip(".") + f" {_UNITS[unit]}"
+    return format_size(bytes_count) if isinstance(bytes_count, int) else "-"
 
 
 @dataclass(frozen=True)
@@ -149,7 +144,7 @@ class Output:
 
         table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
         for column in columns:
-            table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+            table.add_column(column.title, justify="right" if column.right else "left", no_wrap=True)
         for row in rows:
             table.add_row(*(_styled(column.text(row)) for column in columns))
         self._console().print(table)
@@ -165,7 +160,8 @@ class Output:
     def _console(self) -> Any:
         from rich.console import Console
 
-        return Console(no_color=True if not self.color else None, highlight=False)
+        # Wider than any table: a long row goes on in the next line of the terminal, its ids and names in one piece.
+        return Console(no_color=True if not self.color else None, highlight=False, width=WIDTH, soft_wrap=True)
 
     def _plain(self, cells: Sequence[Sequence[str]], right: Sequence[bool]) -> None:
         widths = [max(len(row[index]) for row in cells) for index in range(len(right))]

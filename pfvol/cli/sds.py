@@ -16,10 +16,15 @@ from pfvol.cli.context import (
     settings,
     size_bytes,
 )
-from pfvol.cli.output import field, size
+from pfvol.cli.output import Column, Row, field, size
 from pfvol.ids import Noun, route
 
 app = noun("Storage servers.")
+
+
+def _failed_devices(row: Row) -> str:
+    return "; ".join(f"{device['index']}: {device['message']}" for device in row["failed_devices"]) or "-"
+
 
 LIST = (
     field("NAME", "name"),
@@ -42,6 +47,7 @@ DETAIL = (
     size("Capacity", "total_capacity_bytes"),
     size("Used", "used_capacity_bytes"),
     field("Devices", "device_count"),
+    Column("Failed devices", _failed_devices),
     field("Chunks", "chunk_count"),
     field("Incarnation", "incarnation"),
     field("Created", "created_at"),

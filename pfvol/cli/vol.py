@@ -16,8 +16,9 @@ from pfvol.cli.context import (
     settings,
     size_bytes,
 )
-from pfvol.cli.output import Column, Row, field, size
+from pfvol.cli.output import Column, Row, field, human_size, size
 from pfvol.client import Client
+from pfvol.constants import SEGMENT_CHUNKS
 from pfvol.errors import EXIT_INTEGRITY, InvalidError
 from pfvol.ids import Noun, route
 
@@ -25,7 +26,6 @@ app = noun("Volumes.")
 
 # Verifying reads every copy of every chunk: as long as it takes, but a dead connection is noticed by TCP.
 VERIFY_TIMEOUT_SECONDS = 24 * 3600.0
-CHUNKS_PER_REQUEST = 8192
 
 
 def _mappings(row: Row) -> str:
@@ -140,7 +140,7 @@ def _all_chunks(api: Client, volume: Row) -> list[Any]:
     """The whole map, in pages: a large volume has many chunks."""
     found: list[Any] = []
     while len(found) < volume["chunk_count"]:
-        page = {"first": len(found), "count": CHUNKS_PER_REQUEST}
+        page = {"first": len(found), "count": SEGMENT_CHUNKS}
         more = api.get(route(Noun.VOLUME, volume["id"], "chunks"), **page)
         if not more:
             break
@@ -200,7 +200,7 @@ def extend(
     change = {"additional_bytes": size_bytes(additional)} if additional else {"new_size_bytes": size_bytes(to or "")}
     with cli.client() as api:
         row = api.post("/vol/extend", volume_id=vol, **change)
-    cli.out.done(row, f"volume {vol} is now {row['size_bytes']} bytes")
+    cli.out.done(row, f"volume {vol} now has {human_size(row['size_bytes'])}")
 
 
 @app.command("delete")

@@ -21,6 +21,7 @@ import trio
 from pfvol.config import Config, format_address
 from pfvol.errors import ConfigError, ConflictError, Error, NotFoundError, TimedOutError
 from pfvol.log import get_logger
+from pfvol.rpc import auth
 from pfvol.sdc import mount
 from pfvol.sdc.operations import VolumeFiles
 from pfvol.sdc.options import MountOptions, parse_options
@@ -30,7 +31,6 @@ REGISTER_TIMEOUT_SECONDS = 10.0
 ANSWER_TIMEOUT_SECONDS = 10.0
 FLUSH_TIMEOUT_SECONDS = 15.0
 RELAY_BUFFER_BYTES = 4 * 1024 * 1024  # the largest message is one of 1 MiB; the kernel may cap this for users
-SECRET_BYTES = 32
 OOM_SCORE_ADJUST = -900  # a killed daemon loses what applications have not synced
 _PR_SET_IO_FLUSHER = 57
 
@@ -49,16 +49,6 @@ class MountSpec:
     source: str
 
 
-def read_secret(path: Path) -> bytes:
-    try:
-        secret = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"the cluster secret {path} cannot be read: {error.strerror}") from None
-    if len(secret) != SECRET_BYTES:
-        raise ConfigError(f"the cluster secret {path} is {len(secret)} bytes long and not {SECRET_BYTES}")
-    return secret
-
-
 def prepare_process() -> None:
     """Before any thread is started, because threads inherit it: memory reclaim in this process must not wait for IO to
     our own mount, as it would with a loop device on a volume. Needs CAP_SYS_RESOURCE; without it such a loop device can
@@ -71,7 +61,7 @@ def prepare_process() -> None:
 async def serve(spec: MountSpec, stopping: trio.Event, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
     """Mounts, says so through ``task_status.started({"mountpoint"})`` when the mount answers, and serves until it is
     unmounted by anybody or ``stopping`` is set."""
-    secret = await trio.to_thread.run_sync(read_secret, spec.secret_file)
+    secret = await trio.to_thread.run_sync(auth.load_secret, spec.secret_file)
     session = SdcSession(
         name=spec.sdc, mdm=spec.mdm, secret=secret, io_deadline_seconds=spec.options.io_deadline_seconds
     )

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -71,17 +70,8 @@ def start(launch: Launch) -> int:
     log_path = records.file_of(launch.data_dir, launch.mountpoint, "log")
     ours, theirs = os.pipe()
     try:
-        with open(log_path, "ab") as log:
-            process = subprocess.Popen(
-                [*launch.command(), "--ready-fd", str(theirs)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                env=environment(),
-                pass_fds=(theirs,),
-                start_new_session=True,
-            )
+        command = [*launch.command(), "--ready-fd", str(theirs)]
+        daemon = childprocess.start_detached(command, log_path, environment(), pass_fds=(theirs,))
     finally:
         os.close(theirs)
     with os.fdopen(ours, "rb") as pipe:
@@ -89,10 +79,9 @@ def start(launch: Launch) -> int:
     if answer:
         body = json.loads(answer)
         if "error" not in body:
-            return process.pid
+            return daemon.pid
         raise Error.from_wire(body["error"])
-    code = process.wait()
-    raise InternalError(f"the mount's daemon ended ({code}) without a word; its log is {log_path}")
+    raise InternalError(f"the mount's daemon ended without a word; its log is {log_path}")
 
 
 def run_in_foreground(launch: Launch) -> NoReturn:

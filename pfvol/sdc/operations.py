@@ -142,7 +142,7 @@ class VolumeFiles(pyfuse3.Operations):  # type: ignore[misc, unused-ignore]
     @guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         await self._freshener.freshen()
-        pools = {volume.pool for volume in self._table}
+        pools = {volume.pool for volume in self._table}  # volumes of one pool say the same of it
         reply = StatvfsData()
         reply.f_bsize = reply.f_frsize = BLOCK_SIZE_BYTES
         reply.f_blocks = sum(pool.total_bytes for pool in pools) // BLOCK_SIZE_BYTES

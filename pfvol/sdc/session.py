@@ -20,8 +20,17 @@ import trio
 from datapath import wire
 from datapath.initiator import Initiator
 from pfvol import __version__, handshake
+from pfvol.config import format_address
 from pfvol.constants import CHUNK_SIZE_BYTES, HEARTBEAT_SECONDS, INODE_ROOT, RPC_TIMEOUT_SECONDS, SEGMENT_CHUNKS
-from pfvol.errors import Error, NotFoundError, ProtocolError, UnreachableError
+from pfvol.errors import (
+    ConflictError,
+    Error,
+    NotFoundError,
+    ProtocolError,
+    UnauthorizedError,
+    UnreachableError,
+    VersionError,
+)
 from pfvol.log import get_logger
 from pfvol.rpc.client import Reconnecting, Session
 from pfvol.sdc import notify
@@ -38,6 +47,8 @@ FIGURES_RETRY_SECONDS = 5.0
 RETRY_SECONDS_MIN = 0.02
 RETRY_SECONDS_MAX = 1.0
 LOG_AGAIN_SECONDS = 5.0
+REFUSAL_CHECK_SECONDS = 0.05
+REFUSALS = (UnauthorizedError, VersionError, ConflictError)
 
 SegmentKey = tuple[int, int]
 
@@ -50,7 +61,6 @@ class SdcSession:
         self.table = VolumeTable()
         self.unmounted = trio.Event()
         """Set when the kernel says that the mount is gone."""
-        self._mdm_address = f"{mdm[0]}:{mdm[1]}"
         self._secret = secret
         self._io_deadline_seconds = io_deadline_seconds
         self._log = get_logger(__name__).bind(sdc=name)
@@ -88,18 +98,24 @@ class SdcSession:
             self._nursery = nursery
             try:
                 nursery.start_soon(self._mdm.run)
-                with trio.move_on_after(register_timeout_seconds) as waiting:
-                    await self._registered.wait()
-                if waiting.cancelled_caught:
-                    raise UnreachableError(
-                        f"no MDM answers at {self._mdm_address} within {register_timeout_seconds:g} s; is it up?"
-                    )
+                await self._await_registered(register_timeout_seconds)
                 nursery.start_soon(self._refresh_loop)
                 nursery.start_soon(self._renewal_loop)
                 task_status.started()
                 await trio.sleep_forever()
             finally:
                 await self._stop_engine()
+
+    async def _await_registered(self, timeout_seconds: float) -> None:
+        with trio.move_on_after(timeout_seconds):
+            while not self._registered.is_set():
+                if isinstance(self._mdm.last_error, REFUSALS):
+                    raise self._mdm.last_error  # Trying again will not change it.
+                with trio.move_on_after(REFUSAL_CHECK_SECONDS):
+                    await self._registered.wait()
+            return
+        reason = f": {self._mdm.last_error}" if self._mdm.last_error else ""
+        raise UnreachableError(f"no MDM at {format_address(self._mdm.address)} within {timeout_seconds:g} s{reason}")
 
     async def attach(self, fuse_fd: int, relay_fd: int, mountpoint: str, *, force_direct: bool) -> None:
         """Starts the engine on a mount (it owns both descriptors from here on) and shows the volumes."""
@@ -189,7 +205,7 @@ class SdcSession:
         # One at a time: the answers of two could be applied in the wrong order.
         async with self._figures_lock:
             answer = await self._mdm.call("sdc.volumes", {}, timeout=timeout_seconds)
-            self._apply(volumes_from_wire(answer["volumes"] if isinstance(answer, dict) else answer), renew=renew)
+            self._apply(volumes_from_wire(answer["volumes"]), renew=renew)
 
     async def freshen(self) -> None:
         """Sees to it that the figures (allocated bytes, pool space) are about a second old, if the MDM can be asked."""

@@ -117,6 +117,13 @@ async def test_async_client_unreachable() -> None:
             await client.patch("/pool/p", name="q")
 
 
+@pytest.mark.parametrize("token", ["caf\xe9", "two\nlines", "nul\0"])
+def test_tokens_that_are_none(token: str) -> None:
+    """Goal: told as what it is, not as a lost connection; and nothing can be smuggled into the request."""
+    with pytest.raises(ConfigError, match="PFVOL_TOKEN"):
+        Client(endpoint("127.0.0.1:1", token))
+
+
 def test_error_details_survive() -> None:
     error = error_of(409, {"code": "capacity", "detail": "full", "details": {"free_bytes": 5}})
     assert isinstance(error, CapacityError)
@@ -152,6 +159,13 @@ def test_named_api_comes_first_and_its_token_is_not_another_clusters(cluster_dir
     assert find(cluster_dir, api="other:80") == ("http://other:80", None)
     assert find(cluster_dir, api="other:80", token="t") == ("http://other:80", "t")
     assert find(cluster_dir, api="http://127.0.0.1:7000/") == ("http://127.0.0.1:7000", "t0")
+
+
+def test_named_api_needs_no_data_dir(tmp_path: Path) -> None:
+    """Goal: what is broken there is no concern of a command that names its API."""
+    (tmp_path / "cluster.json").write_text("{")
+    assert find(tmp_path, api="other:80") == ("http://other:80", None)
+    assert find(tmp_path / "none" / "such", api="other:80", token="t") == ("http://other:80", "t")
 
 
 def test_named_mdm(cluster_dir: Path) -> None:

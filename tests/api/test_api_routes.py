@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mdm.commands import SetSdsState
+from mdm.membership import SdsRuntime
 from pfvol.constants import CHUNK_SIZE_BYTES
 from pfvol.errors import CapacityError, ConflictError, InvalidError, NotFoundError
 from tests.support.api import GIB, Api
@@ -380,10 +381,18 @@ async def test_used_capacity_is_what_servers_report(api: Api) -> None:
     volume = await api.client.post("/vol/create", pool_id="pool", name="v", size="1GiB")
     number = struct.unpack(">I", bytes.fromhex(volume["id"][8:]))[0]
     for sds_id, primary_blocks in ((1, 100), (2, 28)):
-        api.membership.sds[sds_id].stats = {"slots_used": 3, "volumes": {number: (3, 128, 2, primary_blocks)}}
+        api.membership.sds[sds_id] = SdsRuntime(
+            session=None,  # type: ignore[arg-type]
+            reported_at=0.0,
+            serving=True,
+            stats={"slots_used": 3, "volumes": {number: (3, 128, 2, primary_blocks)}},
+            failed_devices=[(4, "gone")] if sds_id == 1 else [],
+        )
     assert (await api.client.get("/vol/v"))["used_capacity_bytes"] == 128 * 4096
     assert (await api.client.get("/pool/pool"))["used_capacity_bytes"] == 128 * 4096
-    assert (await api.client.get("/sds/s1"))["used_capacity_bytes"] == 3 * CHUNK_SIZE_BYTES
+    sds = await api.client.get("/sds/s1")
+    assert sds["used_capacity_bytes"] == 3 * CHUNK_SIZE_BYTES
+    assert sds["failed_devices"] == [{"index": 4, "message": "gone"}]
 
 
 async def test_events(api: Api) -> None:

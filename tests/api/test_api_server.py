@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,7 @@ async def test_stop_frees_the_port_and_leaks_nothing(api: Api) -> None:
     descriptors = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         async with trio.open_nursery() as nursery:
-
-            async def run(*, task_status: trio.TaskStatus[tuple[str, int]]) -> None:
-                orchestrator = api.orchestrator
-                await serve(orchestrator, host="127.0.0.1", port=0, token=TOKEN, task_status=task_status)
-
-            host, port = await nursery.start(run)
+            host, port = await nursery.start(partial(serve, api.orchestrator, host="127.0.0.1", port=0, token=TOKEN))
             async with AsyncClient(Endpoint(f"http://{host}:{port}", TOKEN)) as client:
                 assert await client.get("/pd/list") == []
             nursery.cancel_scope.cancel()

@@ -1,9 +1,14 @@
-"""The command line against a real MDM, as processes: documents, tables, exit codes, and what errors say."""
+"""The command line against a real MDM: documents, tables, exit codes, and what errors say.
+
+In this process, in a thread beside the server's loop, because a hundred interpreters take their time; as a process of
+its own the program is tested in test_cli_usage.py and in everything that uses a cluster.
+"""
 
 from __future__ import annotations
 
+import io
 import json
-from functools import partial
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ import pytest
 import trio
 
 from mdm.commands import SetSdsState
+from pfvol.cli.app import run
 from pfvol.errors import (
     EXIT_CAPACITY,
     EXIT_CONFLICT,
@@ -19,7 +25,17 @@ from pfvol.errors import (
     EXIT_USAGE,
 )
 from tests.support.api import GIB, TOKEN, Api
-from tests.support.cli import CliResult, run_cli
+from tests.support.cli import CliResult
+
+
+def invoke(words: list[str], env: dict[str, str]) -> CliResult:
+    """One invocation of the program; nothing else may print meanwhile."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for key, value in env.items():
+            patch.setenv(key, value)
+        code = run(words)
+    return CliResult(code, out.getvalue(), err.getvalue())
 
 
 class Cli:
@@ -29,8 +45,8 @@ class Cli:
         self.data_dir = data_dir
 
     async def run(self, *words: str, json_output: bool = False, env: dict[str, str] | None = None) -> CliResult:
-        command = partial(run_cli, *words, data_dir=self.data_dir, json_output=json_output, env=env)
-        return await trio.to_thread.run_sync(command)
+        options = ["--data-dir", str(self.data_dir), *(["--json"] if json_output else [])]
+        return await trio.to_thread.run_sync(invoke, [*options, *words], env or {})
 
     async def json(self, *words: str) -> Any:
         result = await self.run(*words, json_output=True)
@@ -88,6 +104,14 @@ async def test_a_day_of_administration(api: Api, pfvol: Cli) -> None:
     types = [event["type"] for event in await pfvol.json("event", "list")]
     assert types[0] == "PD_CREATE"
     assert types[-1] == "PD_DELETE"
+
+
+async def test_chunks_of_a_large_volume(api: Api, pfvol: Cli) -> None:
+    """Goal: more than one answer holds, each chunk once and in order."""
+    await api.make_pool()
+    await api.client.post("/vol/create", pool_id="pool", name="large", size="10GiB")
+    shown = await pfvol.json("vol", "show", "large", "--chunks")
+    assert [chunk["index"] for chunk in shown["chunks"]] == list(range(2560))
 
 
 async def test_create_prints_the_id_alone(api: Api, pfvol: Cli) -> None:
@@ -184,7 +208,7 @@ async def test_wrong_token(api: Api, pfvol: Cli) -> None:
 
 async def test_api_and_token_from_the_environment(api: Api) -> None:
     env = {"PFVOL_API": api.endpoint.url, "PFVOL_TOKEN": TOKEN}
-    result = await trio.to_thread.run_sync(partial(run_cli, "pd", "list", "--json", env=env))
+    result = await trio.to_thread.run_sync(invoke, ["pd", "list", "--json"], env)
     assert (result.code, result.json) == (0, [])
 
 

@@ -18,19 +18,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    ("bytes_count", "text"),
-    [
-        (0, "0 B"),
-        (1, "1 B"),
-        (1023, "1023 B"),
-        (1024, "1 KiB"),
-        (1536, "1.5 KiB"),
-        (800_000_000, "762.94 MiB"),
-        (2**30, "1 GiB"),
-        (2**40, "1 TiB"),
-        (5 * 2**60, "5120 PiB"),
-        (None, "-"),
-    ],
+    ("bytes_count", "text"), [(0, "0 B"), (800_000_000, "762.94 MiB"), (2**40, "1 TiB"), (None, "-")]
 )
 def test_sizes(bytes_count: int | None, text: str) -> None:
     assert human_size(bytes_count) == text

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import trio
 
@@ -27,6 +29,7 @@ class Api:
     """The server, and a client that has the token."""
 
     client: AsyncClient
+    http: httpx2.AsyncClient
     endpoint: Endpoint
     manager: Manager
     membership: Membership
@@ -59,11 +62,8 @@ class Api:
 
     async def request(self, method: str, path: str, **options: Any) -> Any:
         """A bare request: the response as it is."""
-        import httpx2
-
-        async with httpx2.AsyncClient(base_url=self.endpoint.url, trust_env=False) as http:
-            headers = {"Authorization": f"Bearer {TOKEN}"} | options.pop("headers", {})
-            return await http.request(method, path, headers=headers, **options)
+        headers = {"Authorization": f"Bearer {TOKEN}"} | options.pop("headers", {})
+        return await self.http.request(method, path, headers=headers, **options)
 
 
 @pytest.fixture
@@ -72,12 +72,8 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
         membership = Membership()
         orchestrator = Orchestrator(manager, membership)
         async with trio.open_nursery() as inner:
-
-            async def run(*, task_status: trio.TaskStatus[tuple[str, int]]) -> None:
-                await serve(orchestrator, host="127.0.0.1", port=0, token=TOKEN, task_status=task_status)
-
-            host, port = await inner.start(run)
-            endpoint = Endpoint(f"http://{host}:{port}", TOKEN)
-            async with AsyncClient(endpoint) as client:
-                yield Api(client, endpoint, manager, membership, orchestrator)
+            host, port = await inner.start(partial(serve, orchestrator, host="127.0.0.1", port=0, token=TOKEN))
+            endpoint = Endpoint(url := f"http://{host}:{port}", TOKEN)
+            async with AsyncClient(endpoint) as client, httpx2.AsyncClient(base_url=url, trust_env=False) as http:
+                yield Api(client, http, endpoint, manager, membership, orchestrator)
             inner.cancel_scope.cancel()

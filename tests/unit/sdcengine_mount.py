@@ -1,7 +1,7 @@
 """A process with a real mount for the FUSE tests: pyfuse3 behind the channel, the initiator, and SDSs that are fakes.
 
-Run as ``python sdcengine_mount.py MOUNTPOINT [SIZE] [direct]``. It says ``ready`` on stdout, then obeys one JSON list per line of stdin
-and answers each with one JSON line. Ends with the mount, or with stdin.
+Run as ``python sdcengine_mount.py MOUNTPOINT [SIZE] [direct]``. It says ``ready`` on stdout, then obeys one JSON list
+per line of stdin and answers each with one JSON line. Ends with the mount, or with stdin.
 """
 
 from __future__ import annotations

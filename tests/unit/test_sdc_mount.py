@@ -13,7 +13,6 @@ from pfvol.cli.mount_helper import arguments_of
 from pfvol.errors import ConfigError, ConflictError, InvalidError, NotFoundError
 from pfvol.ids import is_name
 from pfvol.sdc import launch, mount, notify, records
-from pfvol.sdc.daemon import read_secret
 
 MOUNTINFO = r"""22 1 0:20 / / rw,relatime - ext4 /dev/vda1 rw
 44 22 0:39 / /mnt/a\040b\134c rw,nosuid,nodev - fuse.pfvol pfvol:/var/lib/pfvol rw,user_id=0
@@ -136,11 +135,3 @@ def test_what_is_not_mount8_syntax_is_refused(words: list[str]) -> None:
 @pytest.mark.parametrize("hostname", ["host", "a.b.c", "-x", "ü", "0123456789abcdef", "x" * 64, "", "a b"])
 def test_every_machine_name_gives_an_sdc_name(hostname: str) -> None:
     assert is_name(launch.default_sdc_name(hostname))
-
-
-def test_a_secret_of_another_length_or_missing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_secret(tmp_path / "secret")
-    (tmp_path / "secret").write_bytes(b"short")
-    with pytest.raises(ConfigError, match="5 bytes"):
-        read_secret(tmp_path / "secret")

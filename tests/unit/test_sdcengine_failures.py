@@ -1,4 +1,5 @@
-"""Goal: each status, each loss of a connection and each hostile answer has its one right consequence, and none is a crash."""
+"""Goal: each status, each loss of a connection and each hostile answer has its one right consequence, and none is a
+crash."""
 
 from __future__ import annotations
 
@@ -340,6 +341,18 @@ def test_request_that_waits_for_map_or_connection_ends_at_its_deadline() -> None
         r.engine.set_segment(VOLUME, 0, r.map)
         assert r.do("write", 0, data=b"x")[0] == errno.EIO
         assert r.engine.stats()["parked"] == 0
+
+
+def test_read_that_a_frozen_copy_does_not_answer_comes_from_the_other() -> None:
+    with rig() as r:
+        r.write(0, b"h" * BLOCK)
+        r.read(0, BLOCK)
+        r.until(lambda: all(s["connected"] for s in r.engine.stats()["sds"].values()))
+        r.sds[1].rule = only(wire.OP_READ, Silent)
+        for _ in range(140):
+            assert r.read(0, BLOCK) == b"h" * BLOCK
+        assert 1 <= r.sds[1].count(wire.OP_READ) <= 4, "what it owes makes it look slow"
+        assert not r.seen("sds_closed")
 
 
 # -- hostile answers

@@ -1,4 +1,5 @@
-"""Goal: a flush reaches every disk that holds unflushed writes, and never claims what a restarted server may have lost."""
+"""Goal: a flush reaches every disk that holds unflushed writes, and never claims what a restarted server may have
+lost."""
 
 from __future__ import annotations
 
@@ -181,7 +182,8 @@ def test_write_during_a_flush_is_left_for_the_next_flush() -> None:
 
 
 def test_concurrent_flushes_each_cover_the_writes_before_them() -> None:
-    """The second began while the first was under way: it must not take the first's word for writes it did not see end."""
+    """The second began while the first was under way: it must not take the first's word for writes it did not see
+    end."""
     with rig() as r:
         dirty(r)
         tokens = []

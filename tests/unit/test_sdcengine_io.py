@@ -1,4 +1,5 @@
-"""Goal: what is written through the initiator is what is read, for every shape of request, and ranges are judged as a disk does."""
+"""Goal: what is written through the initiator is what is read, for every shape of request, and ranges are judged as a
+disk does."""
 
 from __future__ import annotations
 

@@ -11,10 +11,12 @@ from mdm.api import schemas
 from mdm.api.context import AdminDep, new_name
 from mdm.identity import Kind
 from mdm.views import Object, View
+from pfvol.constants import SEGMENT_CHUNKS
 
 router = APIRouter(prefix="/vol", tags=["volume"])
 
-CHUNKS_PER_ANSWER_MAX = 8192
+# More would hold the MDM's loop for too long: the answer is built without a pause.
+CHUNKS_PER_ANSWER_MAX = SEGMENT_CHUNKS
 
 
 def _shown(view: View, volume_id: int) -> Object:
