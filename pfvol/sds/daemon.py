@@ -53,6 +53,8 @@ class Sds:
         self._log = get_logger("sds")
         # A node that is the MDM too need not say where the MDM is.
         self._mdm_address = node.config.cluster.mdm or (node.config.node.bind, node.config.mdm.control_port)
+        if not self._mdm_address[1]:
+            raise ConfigError("[cluster] mdm is missing: the MDM's control port is not known beforehand here")
         self._data_address: tuple[str, int] = ("", 0)
         self._http_address: tuple[str, int] | None = None
         self._server: Server | None = None

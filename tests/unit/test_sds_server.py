@@ -51,9 +51,6 @@ class Engine:
         if not self.mute:
             self.say("verified", token, volume_id != 0, b"t" * 16384, b"b" * 128)
 
-    def stats(self) -> dict[str, Any]:
-        return {"slots_used": 3, "volumes": {VOLUME: (1, 2, 3, 4)}}
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
@@ -322,11 +319,6 @@ async def test_a_failed_device_is_kept_for_the_report() -> None:
         sds.engine.say("device_failed", 2, 5, "dev2: input/output error")
         await sds.settle()
         assert sds.server.failed_devices == {2: "dev2: input/output error"}
-
-
-async def test_figures_travel_with_texts_as_keys() -> None:
-    async with serving() as sds:
-        assert sds.server.stats() == {"slots_used": 3, "volumes": {str(VOLUME): [1, 2, 3, 4]}}
 
 
 async def test_the_engine_checkpoints_in_time(autojump_clock: trio.testing.MockClock) -> None:
