@@ -26,6 +26,8 @@ SECRET_KEYS = frozenset({"secret", "token", "capability", "capability_key", "pro
 
 Logger = FilteringBoundLogger
 
+_file: TextIO | None = None  # the one that logs go to, when it is ours to close
+
 
 def get_logger(name: str, **context: Any) -> Logger:
     """A logger whose lines carry ``part=name`` and the context. It follows ``configure`` whenever that is called."""
@@ -41,6 +43,7 @@ def configure(level: str = "info", format: str = "console", file: Path | None = 
         raise ConfigError(f"log level {level!r} is not one of {', '.join(LEVELS)}")
     if format not in FORMATS:
         raise ConfigError(f"log format {format!r} is not one of {', '.join(FORMATS)}")
+    global _file
     stream: TextIO = sys.stderr
     if file is not None:
         try:
@@ -69,8 +72,12 @@ def configure(level: str = "info", format: str = "console", file: Path | None = 
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Sink(stream))),
         cache_logger_on_first_use=False,
     )
+    if _file is not None:
+        _file.close()
+    _file = stream if file is not None else None
     root = logging.getLogger()
-    root.handlers[:] = [_Forward()]
+    root.handlers[:] = [handler for handler in root.handlers if not isinstance(handler, _Forward)]
+    root.addHandler(_Forward())
     root.setLevel(max(LEVELS[level], logging.WARNING))
 
 
