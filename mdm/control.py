@@ -118,6 +118,7 @@ class Control:
         # Before the command: with the state UP and nobody here it would be found to be gone.
         runtime = SdsRuntime(session, bool(devices), trio.current_time())
         self._membership.sds[sds.sds_id] = runtime
+        self._membership.seen.add(sds.sds_id)
         try:
             await self._orchestrator.execute(command)
         except BaseException:

@@ -53,6 +53,8 @@ class Membership:
         self.sds: dict[int, SdsRuntime] = {}
         self.sdc: dict[int, SdcRuntime] = {}
         self.nodes: dict[str, Candidate] = {}
+        self.seen: set[int] = set()
+        """SDSs that have registered since the MDM started: when one of these is not here, it has gone."""
 
     def node_for(self, state: State, name: str, ip: str | None) -> str:
         """The node that a new SDS shall run on: the one of its name, else a free one at ``ip`` (``host`` or

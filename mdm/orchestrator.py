@@ -222,7 +222,7 @@ class Orchestrator:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keeps states and purges going until cancelled.
 
-        After a start nobody is DOWN for SDS_DOWN_AFTER_SECONDS: everybody has to find us again first.
+        After a start who has not been here yet is given SDS_DOWN_AFTER_SECONDS to find us again.
         """
         grace_until = trio.current_time() + SDS_DOWN_AFTER_SECONDS
         task_status.started()
@@ -244,8 +244,10 @@ class Orchestrator:
                 continue  # Removed while another one's state was set.
             runtime = self.membership.sds.get(sds_id)
             wanted = sds.state
+            if runtime is None and grace and sds_id not in self.membership.seen:
+                continue
             if runtime is None or not runtime.serving:
-                wanted = sds.state if grace and runtime is None else SdsState.DOWN
+                wanted = SdsState.DOWN
             elif sds.state is not SdsState.DOWN:  # Registering is what makes it UP.
                 wanted = SdsState.DEGRADED if runtime.failed_devices else SdsState.UP
             if wanted is not sds.state:
