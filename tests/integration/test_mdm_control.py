@@ -82,7 +82,7 @@ async def test_explicit_devices_reach_the_node(tmp_path: Path) -> None:
 
 
 async def test_what_does_not_belong_here_is_refused(tmp_path: Path) -> None:
-    async with cluster(tmp_path, 1) as (mdm, made, (s1,)):
+    async with cluster(tmp_path, 1) as (mdm, _made, (s1,)):
         with pytest.raises(ConflictError, match="another cluster"):
             await s1.register(cluster_id=b"x" * 16)
         with pytest.raises(ConflictError):
@@ -114,7 +114,7 @@ async def peers_say(sds: FakeSds, sds_id: int | None, *, up: bool) -> bool:
 
 
 async def test_a_node_that_connects_again_replaces_its_old_connection(tmp_path: Path) -> None:
-    async with cluster(tmp_path, 2) as (mdm, made, (s1, s2)):
+    async with cluster(tmp_path, 2) as (mdm, made, (s1, _s2)):
         again = await made.sds(mdm, "s1", sds_id=s1.sds_id, devices=s1.devices, incarnation=2)
         await again.register()
         with trio.fail_after(10):
@@ -123,13 +123,13 @@ async def test_a_node_that_connects_again_replaces_its_old_connection(tmp_path: 
 
 
 async def test_an_sds_without_its_devices_is_not_up(tmp_path: Path) -> None:
-    async with cluster(tmp_path, 2) as (mdm, made, (s1, s2)):
+    async with cluster(tmp_path, 2) as (mdm, _made, (s1, _s2)):
         await s1.register(devices=[])
         await mdm.wait_state("s1", "DOWN")
 
 
 async def test_a_failed_device_degrades_the_sds_until_it_is_whole_again(tmp_path: Path) -> None:
-    async with cluster(tmp_path, 2) as (mdm, made, (s1, s2)):
+    async with cluster(tmp_path, 2) as (mdm, _made, (s1, _s2)):
         await s1.session.notify("sds.report", {"stats": {}, "failed_devices": [[0, "EIO"]], "purged": []})
         await mdm.wait_state("s1", "DEGRADED")
         await s1.report()
@@ -144,6 +144,7 @@ async def test_a_restarted_mdm_gives_everybody_time_to_come_back(tmp_path: Path)
         assert await mdm.state_of("s1") == "UP"
         s2 = await made.sds(mdm, "s2", incarnation=2)
         await s2.serve()
+        assert await mdm.state_of("s1") == "UP"
         await mdm.wait_state("s1", "DOWN")
         assert time.monotonic() - started >= SDS_DOWN_AFTER_SECONDS
         assert await mdm.state_of("s2") == "UP"
@@ -153,7 +154,7 @@ async def test_a_restarted_mdm_gives_everybody_time_to_come_back(tmp_path: Path)
 
 
 async def test_an_unmap_is_answered_when_every_sds_has_confirmed(tmp_path: Path) -> None:
-    async with cluster(tmp_path) as (mdm, made, all_sds):
+    async with cluster(tmp_path) as (mdm, _made, all_sds):
         volume_id = await make_volume(mdm)
         await mdm.client.post("/sdc/add", name="c1")
         await mdm.client.post("/vol/map", volume_id="v", sdc_id="c1")
@@ -177,7 +178,7 @@ async def test_an_unmap_is_answered_when_every_sds_has_confirmed(tmp_path: Path)
 
 async def test_an_sds_that_refuses_a_revocation_loses_its_connection(tmp_path: Path) -> None:
     """It would otherwise serve whom it must not; when it registers again it asks for all mappings."""
-    async with cluster(tmp_path) as (mdm, made, all_sds):
+    async with cluster(tmp_path) as (mdm, _made, all_sds):
         await make_volume(mdm)
         await mdm.client.post("/sdc/add", name="c1")
         await mdm.client.post("/vol/map", volume_id="v", sdc_id="c1")
@@ -193,7 +194,7 @@ async def test_an_sds_that_refuses_a_revocation_loses_its_connection(tmp_path: P
 
 
 async def test_a_thick_volume_is_answered_when_its_space_is_reserved(tmp_path: Path) -> None:
-    async with cluster(tmp_path) as (mdm, made, all_sds):
+    async with cluster(tmp_path) as (mdm, _made, all_sds):
         await make_volume(mdm, "thick", "1GiB", "thick")
         assert sum(sds.told("reserved")[-1]["slots"] for sds in all_sds) == 2 * 256
         await mdm.client.post("/vol/extend", volume_id="thick", new_size="2GiB")
@@ -203,7 +204,7 @@ async def test_a_thick_volume_is_answered_when_its_space_is_reserved(tmp_path: P
 
 
 async def test_thin_volumes_reported_use_leaves_less_for_thick_ones(tmp_path: Path) -> None:
-    async with cluster(tmp_path) as (mdm, made, all_sds):
+    async with cluster(tmp_path) as (mdm, _made, all_sds):
         volume_id = await make_volume(mdm)
         for sds in all_sds:
             await sds.report(slots_used=1000, volumes={volume_id: [1000, 1024000, 500, 512000]})
@@ -335,7 +336,7 @@ async def test_each_session_of_an_sdc_has_a_higher_incarnation_also_over_restart
     ],
 )
 async def test_bad_parameters_are_refused_and_change_nothing(tmp_path: Path, method: str, params: Any) -> None:
-    async with cluster(tmp_path, 1) as (mdm, made, (s1,)):
+    async with cluster(tmp_path, 1) as (mdm, _made, (s1,)):
         with pytest.raises(InvalidError):
             await s1.session.call(method, params)
         await s1.report()
@@ -371,21 +372,21 @@ def answering(first: Any) -> Any:
 
 
 async def test_verify_finds_nothing_where_copies_agree(tmp_path: Path) -> None:
-    async with cluster(tmp_path, 2) as (mdm, made, all_sds):
+    async with cluster(tmp_path, 2) as (mdm, _made, all_sds):
         await make_volume(mdm)
         for sds, row in zip(all_sds, ([True, WRITTEN, CLEAN], [True, WRITTEN, CLEAN]), strict=True):
             sds.answers["verify"] = answering(row)
         report = await mdm.client.post("/vol/v/verify")
-        assert not report["differences"], report
+        assert not report["problems"], report
         assert len(all_sds[0].told("verify")) == 256 // 32
         assert max(params["count"] for params in all_sds[0].told("verify")) == 32
         all_sds[0].answers["verify"] = answering([True, HOLES, CLEAN])
         all_sds[1].answers["verify"] = answering([False, None, None])
-        assert not (await mdm.client.post("/vol/v/verify"))["differences"]
+        assert not (await mdm.client.post("/vol/v/verify"))["problems"]
 
 
 async def test_verify_tells_what_differs_but_not_what_is_only_under_way(tmp_path: Path) -> None:
-    async with cluster(tmp_path, 2) as (mdm, made, all_sds):
+    async with cluster(tmp_path, 2) as (mdm, _made, all_sds):
         await make_volume(mdm)
         asked = 0
 
@@ -396,18 +397,18 @@ async def test_verify_tells_what_differs_but_not_what_is_only_under_way(tmp_path
 
         all_sds[0].answers["verify"] = answering([True, WRITTEN, CLEAN])
         all_sds[1].answers["verify"] = answering(late)
-        assert not (await mdm.client.post("/vol/v/verify"))["differences"]
+        assert not (await mdm.client.post("/vol/v/verify"))["problems"]
         assert asked == 3
         all_sds[1].answers["verify"] = answering([True, OTHER, b"\x02" + CLEAN[1:]])
-        problems = {(item["chunk"], item["problem"]) for item in (await mdm.client.post("/vol/v/verify"))["differences"]}
+        problems = {(item["chunk"], item["problem"]) for item in (await mdm.client.post("/vol/v/verify"))["problems"]}
         assert problems == {(0, "copies differ"), (0, "bad bytes")}
 
 
 @pytest.mark.parametrize("answer", [None, [], [[1]] * 32, "x"])
 async def test_verify_says_when_a_copy_cannot_be_asked(tmp_path: Path, answer: Any) -> None:
-    async with cluster(tmp_path, 2) as (mdm, made, all_sds):
+    async with cluster(tmp_path, 2) as (mdm, _made, all_sds):
         await make_volume(mdm, size="128MiB")
         all_sds[0].answers["verify"] = answering([True, WRITTEN, CLEAN])
         all_sds[1].answers["verify"] = lambda params: answer
         report = await mdm.client.post("/vol/v/verify")
-        assert {item["problem"] for item in report["differences"]} == {"copy unavailable"}
+        assert {item["problem"] for item in report["problems"]} == {"copy unavailable"}

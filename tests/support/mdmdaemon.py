@@ -163,8 +163,8 @@ async def nodes() -> AsyncIterator[Nodes]:
 async def cluster(directory: Path, sds: int = 3) -> AsyncIterator[tuple[Mdm, Nodes, list[FakeSds]]]:
     """An MDM, pd ``pd``, pool ``pool`` and SDSs ``s1``.. that serve."""
     async with AsyncExitStack() as stack:
+        made = await stack.enter_async_context(nodes())  # They are there longer than the MDM: it restarts, they stay.
         mdm = await stack.enter_async_context(running_mdm(directory))
-        made = await stack.enter_async_context(nodes())
         await mdm.client.post("/pd/create", name="pd")
         all_sds = []
         for index in range(1, sds + 1):

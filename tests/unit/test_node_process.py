@@ -84,7 +84,7 @@ def test_a_bug_in_a_role_is_not_dressed_up(tmp_path: Path, monkeypatch: pytest.M
         raise ZeroDivisionError
 
     monkeypatch.setattr(roles, "mdm", fails)
-    with pytest.raises(BaseException) as caught:
+    with pytest.raises(BaseExceptionGroup) as caught:
         node.run(config_in(tmp_path))
     assert not isinstance(caught.value, Error)
 
