@@ -16,7 +16,7 @@ import trio
 
 from pfvol import log, node
 from pfvol.config import Config, NodeConfig
-from pfvol.errors import ConfigError, ConflictError, Error, VersionError
+from pfvol.errors import ConfigError, ConflictError, VersionError
 from pfvol.rpc import auth
 
 
@@ -84,9 +84,8 @@ def test_a_bug_in_a_role_is_not_dressed_up(tmp_path: Path, monkeypatch: pytest.M
         raise ZeroDivisionError
 
     monkeypatch.setattr(roles, "mdm", fails)
-    with pytest.raises(BaseExceptionGroup) as caught:
+    with pytest.raises(ZeroDivisionError):
         node.run(config_in(tmp_path))
-    assert not isinstance(caught.value, Error)
 
 
 def test_roles_of_a_checkout_are_found() -> None:
