@@ -1,0 +1,57 @@
+# For people who build and run pfvol from a checkout. `make help` lists the targets; nothing has to be prepared for any.
+
+PYTHON ?= python3
+VENV   ?= .venv
+MINUTES ?= 10
+export PYTHON
+
+RUN      := $(VENV)/bin/python
+SOURCES  := setup.py $(wildcard datapath/*.pyx datapath/*.pxd datapath/*.h)
+SANITIZE := build/sanitize
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test lint bench sanitize fuzz dist clean system-build system-demo system-test
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+system-build system-demo system-test:
+	@tools/setup/system.sh $(@:system-%=%)
+
+$(VENV)/.installed: pyproject.toml tools/setup/environment.sh | system-build
+	@tools/setup/environment.sh $(VENV)
+	@touch $@
+
+$(VENV)/.built: $(SOURCES) $(VENV)/.installed
+	@echo "building the extensions" >&2
+	@$(RUN) setup.py -q build_ext --inplace
+	@touch $@
+
+build: $(VENV)/.built  ## install everything into .venv and build the extensions in place
+
+demo: system-demo build  ## a cluster, a mount, data in and out, all cleaned up (KEEP=1 leaves it mounted)
+	@$(RUN) -m tools.demo.demo $(if $(KEEP),--keep)
+
+test: system-test build  ## the whole suite, linters included (ARGS= goes to pytest)
+	@$(RUN) -m pytest -q $(ARGS)
+
+lint: build  ## ruff, mypy, cython-lint, the import arrow: what the suite checks too
+	@$(RUN) -m pytest -q tests/unit/test_architecture.py
+
+bench: system-demo build  ## the benchmark matrix on a mounted volume, then each layer (ARGS= goes to the program)
+	@$(RUN) -m tools.bench.run $(ARGS)
+
+sanitize: build  ## the engines' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@tools/setup/sanitize.sh $(RUN) $(SANITIZE) $(ARGS)
+
+fuzz: build  ## random and damaged input for MINUTES=10: frames, devices
+	@$(RUN) -m tools.fuzz.run --minutes $(MINUTES)
+
+dist: build  ## wheel and sdist in dist/
+	@mkdir -p build && $(RUN) -m build --no-isolation --outdir dist . >build/dist.log 2>&1 || { cat build/dist.log; exit 1; }
+	@ls dist
+
+clean:  ## remove what was built (not .venv)
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -f datapath/*.so datapath/*.c datapath/*.cpp datapath/*.html $(VENV)/.built
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

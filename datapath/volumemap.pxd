@@ -1,0 +1,50 @@
+# The map: volume id -> segments of 1024 chunks -> which SDSs hold a chunk. Used by both engines; a VolumeMap and all
+# in it belong to one engine's thread, nothing is locked.
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+
+cdef enum:
+    MAP_SEGMENTS_MAX = 262144        # 1 PiB
+    MAP_ENTRY_SIZE = 12
+    MAP_SEGMENT_CHUNKS = 1024
+    MAP_SEGMENT_SIZE = 12288
+    MAP_VOLUMES_MAX = 65536
+
+# As the MDM sends it (SEGMENT_ENTRY_FORMAT). An SDS number of 0 is none; an entry without a primary is not placed.
+cdef packed struct MapEntry:
+    uint32_t epoch
+    uint16_t primary
+    uint16_t secondary
+    uint16_t learner
+    uint16_t flags
+
+cdef struct MapVolume:
+    uint64_t volume_id
+    MapEntry** segments              # NULL where not loaded
+    uint32_t segment_count           # pointers in `segments`
+    void* user                       # the engine's own
+
+cdef struct VolumeMap:
+    MapVolume** table                # open addressing, linear probing
+    uint32_t capacity                # a power of two
+    uint32_t count
+
+cdef int map_init(VolumeMap* m) noexcept nogil
+cdef void map_destroy(VolumeMap* m) noexcept nogil
+# The volume, new (no segments, user NULL) if it was not there; NULL when memory is gone or MAP_VOLUMES_MAX is
+# reached. The address stays valid until map_volume_remove.
+cdef MapVolume* map_volume_add(VolumeMap* m, uint64_t volume_id) noexcept nogil
+cdef MapVolume* map_volume_find(VolumeMap* m, uint64_t volume_id) noexcept nogil
+cdef void map_volume_remove(VolumeMap* m, uint64_t volume_id) noexcept nogil
+# Takes a copy of one segment's entries. `size` is a multiple of 12, at most 12288; chunks beyond it get no primary.
+# 0, -EINVAL (size or index), -ENOMEM.
+cdef int map_segment_set(MapVolume* v, uint32_t segment, const void* entries, uint64_t size) noexcept nogil
+# Forgets a segment: lookups miss until it is set again.
+cdef void map_segment_drop(MapVolume* v, uint32_t segment) noexcept nogil
+
+cdef inline const MapEntry* map_lookup(const MapVolume* v, uint32_t chunk) noexcept nogil:
+    """The chunk's entry, NULL when its segment is not loaded. Valid until the segment is set, dropped, or the volume
+    goes."""
+    cdef uint32_t segment = chunk >> 10
+    if segment >= v.segment_count or v.segments[segment] == NULL:
+        return NULL
+    return &v.segments[segment][chunk & (MAP_SEGMENT_CHUNKS - 1)]

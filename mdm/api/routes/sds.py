@@ -1,0 +1,52 @@
+"""``/sds``: storage servers."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from mdm import commands
+from mdm.api import schemas
+from mdm.api.context import AdminDep, new_name
+from mdm.identity import Kind
+from mdm.views import Object
+
+router = APIRouter(prefix="/sds", tags=["SDS"])
+
+
+@router.post("/add", status_code=201, response_model=schemas.Sds)
+async def add(body: schemas.AddSds, admin: AdminDep) -> Object:
+    view = admin.view
+    view, sds_id = await admin.execute(
+        commands.AddSds(
+            pd_id=view.find(Kind.PD, body.pd_id),
+            name=new_name(body.name),
+            capacity_bytes=body.capacity_required(),
+            fault_set_id=None if body.fault_set_id is None else view.find(Kind.FAULT_SET, body.fault_set_id),
+            node=body.node,
+            ip=body.ip,
+            devices=tuple(body.devices),
+        )
+    )
+    return view.sds(view.state.sds[sds_id])
+
+
+@router.get("/list", response_model=list[schemas.Sds])
+async def list_(admin: AdminDep, pd_id: str | None = None) -> list[Object]:
+    view = admin.view
+    wanted = None if pd_id is None else view.find(Kind.PD, pd_id)
+    return [view.sds(sds) for sds in view.state.sds.values() if wanted in (None, sds.pd_id)]
+
+
+@router.get("/{sds}", response_model=schemas.Sds)
+async def show(sds: str, admin: AdminDep) -> Object:
+    view = admin.view
+    return view.sds(view.state.sds[view.find(Kind.SDS, sds)])
+
+
+@router.delete("/{sds}", response_model=schemas.Deleted)
+async def remove(sds: str, admin: AdminDep) -> Object:
+    view = admin.view
+    sds_id = view.find(Kind.SDS, sds)
+    name = view.state.sds[sds_id].name
+    await admin.execute(commands.RemoveSds(sds_id=sds_id))
+    return {"id": view.id_of(Kind.SDS, sds_id), "name": name, "deleted": True}

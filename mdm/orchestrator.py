@@ -1,0 +1,375 @@
+"""The one admin path: a command, and what must be true at other nodes before its caller is answered.
+
+``execute`` assumes that the manager makes a command durable first; what it then does at the SDSs is bounded in time and
+not broken off when the caller goes away. An SDS that does not confirm loses its connection: it is DOWN for us, and when
+it registers again it doubts all that it knew. ``run`` owns what goes on in the background, each of it found in the
+state itself, so that a restart of the MDM forgets none of it: SDSs that are gone become DOWN, deleted volumes are
+purged until each SDS has confirmed.
+
+Atomic because no await stands between: from ``manager.execute`` (which answers with the new state) to the first call of
+each follower, only tasks are started.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import trio
+
+from mdm import commands
+from mdm.commands import Command
+from mdm.manager import Manager, Outcome
+from mdm.membership import Membership, peers_of
+from mdm.model import SdsState, State
+from mdm.verify import Answer, VerifyReport, check_copies, check_placement
+from pfvol.constants import (
+    CHUNK_SIZE_BYTES,
+    HEARTBEAT_SECONDS,
+    RPC_TIMEOUT_SECONDS,
+    SDS_DOWN_AFTER_SECONDS,
+    SEGMENT_CHUNKS,
+    SEGMENT_ENTRY_FORMAT,
+)
+from pfvol.errors import Error, NotFoundError
+from pfvol.log import get_logger
+from pfvol.rpc.messages import Params
+from pfvol.rpc.session import Session
+
+PURGE_AGAIN_SECONDS = 10.0
+PURGES_ASKED_MAX = 256
+NOTIFY_SECONDS_MAX = 2.0
+VERIFY_CHUNKS_PER_CALL = 32
+VERIFY_CALLS_IN_FLIGHT_MAX = 4
+VERIFY_TRIES = 5
+VERIFY_AGAIN_SECONDS = 0.2
+VERIFY_TIMEOUT_SECONDS = 60.0
+
+ENTRY = struct.Struct(SEGMENT_ENTRY_FORMAT)
+
+Followers = Callable[[Any, Outcome], Awaitable[None]]
+
+_log = get_logger(__name__)
+
+
+class Orchestrator:
+    """See the module. ``run`` belongs into the daemon's nursery; ``execute`` works from any task."""
+
+    def __init__(self, manager: Manager, membership: Membership) -> None:
+        self.manager = manager
+        self.membership = membership
+        self._wake = trio.Event()
+        self._purge_asked: dict[tuple[int, int], float] = {}
+        self._follow: Mapping[type, Followers] = {
+            commands.AddSds: self._after_add_sds,
+            commands.RemoveSds: self._after_remove_sds,
+            commands.RemoveSdc: self._after_remove_sdc,
+            commands.RegisterSds: self._after_sds_change,
+            commands.SetSdsState: self._after_sds_change,
+            commands.CreateVolume: self._after_create,
+            commands.ExtendVolume: self._after_extend,
+            commands.DeleteVolume: self._after_delete,
+            commands.MapVolume: self._after_map,
+            commands.UnmapVolume: self._after_unmap,
+            commands.UpdatePool: self._after_pool_update,
+        }
+
+    # -- commands
+
+    async def execute(self, command: Command) -> Outcome:
+        """Carries out a command; when it answers, it is durable and in force. Raises what it is refused with."""
+        follow = self._follow.get(type(command))
+        with trio.CancelScope(shield=True):
+            outcome = await self.manager.execute(self._completed(command))
+            if follow is not None:
+                await follow(command, outcome)
+        return outcome
+
+    def _completed(self, command: Command) -> Command:
+        """The command with what only the running nodes can tell."""
+        state, membership = self.manager.state, self.membership
+        match command:
+            case commands.AddSds(node=None, name=name, ip=ip):
+                return replace(command, node=membership.node_for(state, name, ip))
+            case commands.CreateVolume(pool_id=pool_id):
+                return replace(command, **self._thin_use(pool_id))
+            case commands.ExtendVolume(volume_id=volume_id) if volume_id in state.volumes:
+                return replace(command, **self._thin_use(state.volumes[volume_id].pool_id))
+        return command
+
+    def _thin_use(self, pool_id: int) -> dict[str, Any]:
+        state, membership = self.manager.state, self.membership
+        return {
+            "thin_slots": membership.thin_slots(state),
+            "pool_thin_bytes": membership.pool_thin_bytes(state, pool_id, CHUNK_SIZE_BYTES),
+        }
+
+    async def _after_add_sds(self, _: Any, outcome: Outcome) -> None:
+        node = outcome.state.sds[outcome.result].node
+        if node in self.membership.nodes:
+            await self._tell([self.membership.nodes[node].session], "sds.admitted", {})
+
+    async def _after_remove_sds(self, command: commands.RemoveSds, outcome: Outcome) -> None:
+        runtime = self.membership.sds.pop(command.sds_id, None)
+        if runtime is not None:
+            await self._tell([runtime.session], "stop", {})
+        await self._tell_peers(outcome.state)
+
+    async def _after_remove_sdc(self, command: commands.RemoveSdc, _: Outcome) -> None:
+        runtime = self.membership.sdc.pop(command.sdc_id, None)
+        if runtime is not None:
+            runtime.session.close("the SDC was removed")
+
+    async def _after_sds_change(self, _: Any, outcome: Outcome) -> None:
+        self.wake()
+        await self._tell_peers(outcome.state)
+
+    async def _after_create(self, _: Any, outcome: Outcome) -> None:
+        if outcome.state.volumes[outcome.result].thick:
+            await self._reserve(outcome.state)
+
+    async def _after_extend(self, command: commands.ExtendVolume, outcome: Outcome) -> None:
+        """SDSs first: an SDC that knows the new size writes there at once."""
+        if outcome.state.volumes[command.volume_id].thick:
+            await self._reserve(outcome.state)
+        await self._tell_volume(outcome.state, command.volume_id)
+        await self._tell_mapped(outcome.state, command.volume_id)
+
+    async def _after_delete(self, command: commands.DeleteVolume, outcome: Outcome) -> None:
+        self.wake()
+        await self._reserve(outcome.state)
+
+    async def _after_map(self, command: commands.MapVolume, outcome: Outcome) -> None:
+        await self._tell_volume(outcome.state, command.volume_id)
+        await self._tell_sdc(command.sdc_id)
+
+    async def _after_unmap(self, command: commands.UnmapVolume, outcome: Outcome) -> None:
+        """Answered when no SDS lets the SDC in any more."""
+        params = {"volume_id": command.volume_id, "sdc_id": command.sdc_id}
+        await self._ask_holders(outcome.state, command.volume_id, "volume.revoked", params)
+        await self._tell_volume(outcome.state, command.volume_id)
+        await self._tell_sdc(command.sdc_id)
+
+    async def _after_pool_update(self, command: commands.UpdatePool, outcome: Outcome) -> None:
+        for volume in outcome.state.volumes_of(command.pool_id):
+            await self._tell_volume(outcome.state, volume.volume_id)
+
+    # -- what others are told
+
+    async def _tell_volume(self, state: State, volume_id: int) -> None:
+        params = {"volume_id": volume_id, "info": volume_info(state, volume_id)}
+        await self._ask_holders(state, volume_id, "volume.changed", params)
+
+    async def _reserve(self, state: State) -> None:
+        async with trio.open_nursery() as nursery:
+            for sds_id, session in self.membership.sds_sessions():
+                if sds_id in state.sds:
+                    params = {"slots": state.sds[sds_id].thick_slots}
+                    nursery.start_soon(self._ask, session, "reserved", params)
+
+    async def _ask_holders(self, state: State, volume_id: int, method: str, params: Params) -> None:
+        """Asks each connected SDS that has chunks of a volume, all at once."""
+        volume = state.volumes[volume_id]
+        async with trio.open_nursery() as nursery:
+            for sds_id, session in self.membership.sds_sessions():
+                if volume.uses(sds_id):
+                    nursery.start_soon(self._ask, session, method, params)
+
+    async def _ask(self, session: Session, method: str, params: Params) -> bool:
+        try:
+            await session.call(method, params, timeout=RPC_TIMEOUT_SECONDS)
+        except Error as error:
+            _log.warning("an SDS did not confirm", peer=str(session.peer), method=method, reason=error.message)
+            session.close(f"{method} was not confirmed: {error.message}")
+            return False
+        return True
+
+    async def _tell_mapped(self, state: State, volume_id: int) -> None:
+        for mapping in state.volumes[volume_id].mappings:
+            await self._tell_sdc(mapping.sdc_id)
+
+    async def _tell_sdc(self, sdc_id: int) -> None:
+        if sdc_id in self.membership.sdc:
+            await self._tell([self.membership.sdc[sdc_id].session], "volumes.changed", {})
+
+    async def _tell_peers(self, state: State) -> None:
+        sessions = [runtime.session for runtime in self.membership.sds.values()]
+        sessions += [runtime.session for runtime in self.membership.sdc.values()]
+        await self._tell(sessions, "peers", {"peers": peers_of(state)})
+
+    async def _tell(self, sessions: Iterable[Session], method: str, params: Params) -> None:
+        """A notification to each; one that does not take it is given up, as it would otherwise not know."""
+        async with trio.open_nursery() as nursery:
+            for session in sessions:
+                nursery.start_soon(self._notify, session, method, params)
+
+    async def _notify(self, session: Session, method: str, params: Params) -> None:
+        try:
+            with trio.fail_after(NOTIFY_SECONDS_MAX):
+                await session.notify(method, params)
+        except (Error, trio.TooSlowError):
+            session.close(f"it does not take {method}")
+
+    # -- in the background
+
+    def wake(self) -> None:
+        """Something has changed that ``run`` shall look at now."""
+        self._wake.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keeps states and purges going until cancelled.
+
+        After a start who has not been here yet is given SDS_DOWN_AFTER_SECONDS to find us again.
+        """
+        grace_until = trio.current_time() + SDS_DOWN_AFTER_SECONDS
+        task_status.started()
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._wake = trio.Event()
+                try:
+                    await self._set_states(grace=trio.current_time() < grace_until)
+                except Error as error:
+                    _log.error("states of SDSs cannot be kept", reason=error.message)
+                self._ask_for_purges(nursery)
+                with trio.move_on_after(HEARTBEAT_SECONDS):
+                    await self._wake.wait()
+
+    async def _set_states(self, *, grace: bool) -> None:
+        for sds_id in list(self.manager.state.sds):
+            sds = self.manager.state.sds.get(sds_id)
+            if sds is None:
+                continue  # Removed while another one's state was set.
+            runtime = self.membership.sds.get(sds_id)
+            wanted = sds.state
+            if runtime is None and grace and sds_id not in self.membership.seen:
+                continue
+            if runtime is None or not runtime.serving:
+                wanted = SdsState.DOWN
+            elif sds.state is not SdsState.DOWN:  # Registering is what makes it UP.
+                wanted = SdsState.DEGRADED if runtime.failed_devices else SdsState.UP
+            if wanted is not sds.state:
+                try:
+                    await self.execute(commands.SetSdsState(sds_id=sds_id, state=wanted))
+                except NotFoundError:
+                    continue  # Removed just now.
+
+    def _ask_for_purges(self, nursery: trio.Nursery) -> None:
+        """Asks each SDS that still has something of a deleted volume, and again when it has not confirmed for long."""
+        state, now = self.manager.state, trio.current_time()
+        pending = {(purge.volume_id, sds_id) for purge in state.purges.values() for sds_id in purge.sds_ids}
+        self._purge_asked = {key: at for key, at in self._purge_asked.items() if key in pending}
+        due = [key for key in sorted(pending) if now - self._purge_asked.get(key, -math.inf) >= PURGE_AGAIN_SECONDS]
+        for volume_id, sds_id in due[:PURGES_ASKED_MAX]:
+            runtime = self.membership.sds.get(sds_id)
+            if runtime is not None and runtime.serving:
+                self._purge_asked[volume_id, sds_id] = now
+                nursery.start_soon(self._ask_for_purge, runtime.session, volume_id)
+
+    async def _ask_for_purge(self, session: Session, volume_id: int) -> None:
+        try:
+            await session.call("volume.deleted", {"volume_id": volume_id})
+        except Error as error:  # It is asked again.
+            _log.info("purge not confirmed yet", peer=str(session.peer), volume_id=volume_id, reason=error.message)
+
+    async def purged(self, sds_id: int, volume_ids: Iterable[int]) -> None:
+        """An SDS has given back all that it had of deleted volumes."""
+        for volume_id in volume_ids:
+            purge = self.manager.state.purges.get(volume_id)
+            if purge is not None and sds_id in purge.sds_ids:
+                await self.execute(commands.VolumePurged(volume_id=volume_id, sds_id=sds_id))
+
+    # -- verify
+
+    async def verify_volume(self, volume_id: int) -> VerifyReport:
+        """Compares both copies of every chunk, and each copy's bytes with its tags. IO may go on meanwhile.
+
+        Raises NotFoundError when the volume does not exist, or is deleted while this goes on.
+        """
+        volume = self.manager.state.volumes.get(volume_id)
+        if volume is None:
+            raise NotFoundError(f"no volume number {volume_id}")
+        report = VerifyReport()
+        step = VERIFY_CHUNKS_PER_CALL * VERIFY_CALLS_IN_FLIGHT_MAX
+        for first in range(0, volume.chunks, step):
+            windows = range(first, min(first + step, volume.chunks), VERIFY_CHUNKS_PER_CALL)
+            answers: dict[int, dict[int, list[Answer] | None]] = {}
+            async with trio.open_nursery() as nursery:
+                for window in windows:
+                    count = min(VERIFY_CHUNKS_PER_CALL, volume.chunks - window)
+                    nursery.start_soon(self._verify_window, volume_id, window, count, answers)
+            for window in windows:
+                for chunk in range(window, min(window + VERIFY_CHUNKS_PER_CALL, volume.chunks)):
+                    of_chunk = {sds_id: rows and rows[chunk - window] for sds_id, rows in answers[window].items()}
+                    await self._verify_chunk(report, volume_id, chunk, of_chunk)
+        return report
+
+    async def _verify_window(
+        self, volume_id: int, first: int, count: int, answers: dict[int, dict[int, list[Answer] | None]]
+    ) -> None:
+        """Asks every SDS that has one of these chunks about all of them: the others cost it next to nothing."""
+        holders = {sds_id for chunk in range(first, first + count) for sds_id in self._copies(volume_id, chunk)}
+        found: dict[int, list[Answer] | None] = {}
+
+        async def ask(sds_id: int) -> None:
+            found[sds_id] = await self._ask_verify(sds_id, volume_id, first, count)
+
+        async with trio.open_nursery() as nursery:
+            for sds_id in sorted(holders):
+                nursery.start_soon(ask, sds_id)
+        answers[first] = found
+
+    async def _verify_chunk(
+        self, report: VerifyReport, volume_id: int, chunk: int, answers: Mapping[int, Answer | None]
+    ) -> None:
+        """Adds one chunk to the report. Copies that IO goes to may differ for a moment: a difference has to last."""
+        primary, secondary = self._copies(volume_id, chunk)
+        check_placement(report, self.manager.state, chunk, primary, secondary)
+        both: dict[int, Answer | None] = {sds_id: answers.get(sds_id) for sds_id in (primary, secondary)}
+        for attempt in range(1, VERIFY_TRIES + 1):
+            trial = VerifyReport()
+            check_copies(trial, chunk, both)
+            if trial.count == 0 or None in both.values() or attempt == VERIFY_TRIES:
+                break
+            await trio.sleep(VERIFY_AGAIN_SECONDS * attempt)
+            for sds_id in both:
+                rows = await self._ask_verify(sds_id, volume_id, chunk, 1)
+                both[sds_id] = rows and rows[0]
+        check_copies(report, chunk, both)
+
+    def _copies(self, volume_id: int, chunk: int) -> tuple[int, int]:
+        segment = self.manager.segment(volume_id, chunk // SEGMENT_CHUNKS)
+        _, primary, secondary, _, _ = ENTRY.unpack_from(segment, chunk % SEGMENT_CHUNKS * ENTRY.size)
+        return primary, secondary
+
+    async def _ask_verify(self, sds_id: int, volume_id: int, first: int, count: int) -> list[Answer] | None:
+        runtime = self.membership.sds.get(sds_id)
+        if runtime is None:
+            return None
+        params = {"volume_id": volume_id, "first_chunk": first, "count": count}
+        try:
+            rows: Any = await runtime.session.call("verify", params, timeout=VERIFY_TIMEOUT_SECONDS)
+        except Error as error:
+            _log.warning("an SDS cannot verify", peer=str(runtime.session.peer), reason=error.message)
+            return None
+        well_formed = isinstance(rows, list) and len(rows) == count
+        if not well_formed or any(not isinstance(row, list) or len(row) != 3 for row in rows):
+            _log.error("an SDS answers verify with something else", peer=str(runtime.session.peer))
+            return None
+        return list(rows)
+
+
+def volume_info(state: State, volume_id: int) -> dict[str, Any]:
+    """A volume as an SDS is told of it; raises NotFoundError."""
+    volume = state.volumes.get(volume_id)
+    if volume is None:
+        raise NotFoundError(f"no volume number {volume_id}")
+    return {
+        "size_bytes": volume.size_bytes,
+        "thick": volume.thick,
+        "commit": state.pools[volume.pool_id].durability == "commit",
+        "mappings": [[mapping.sdc_id, mapping.mapping_id, mapping.read_only] for mapping in volume.mappings],
+        "segments": len(state.maps[volume_id]),
+    }

@@ -1,0 +1,1 @@
+"""Where the state is kept: the interface (``base``) and the embedded default (``sqlite``)."""

@@ -1,0 +1,210 @@
+"""SDSs and SDCs: admitted, registered, up and down, removed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mdm import commands
+from mdm.events import EventType
+from mdm.identity import Kind, check_name
+from mdm.model import Device, FaultSet, ProtectionDomain, Sdc, SdcSession, Sds, SdsState
+from mdm.transition.checks import choice, text, whole
+from mdm.transition.draft import Draft
+from pfvol.constants import CHUNK_SIZE_BYTES, DEVICES_PER_SDS_DEFAULT, VOLUME_SIZE_BYTES_MAX
+from pfvol.errors import ConflictError, InvalidError
+
+DEVICES_PER_SDS_MAX = 256
+PORT_MAX = 65535
+INCARNATION_MAX = 2**63 - 1
+
+
+def add_sds(draft: Draft, command: commands.AddSds) -> int:
+    pd: ProtectionDomain = draft.get(Kind.PD, command.pd_id)
+    _check_fault_set(draft, pd, command.fault_set_id)
+    sds_id = draft.next_id(Kind.SDS)
+    draft.take_name(Kind.SDS, command.name, sds_id)
+    node = command.node if command.node is not None else command.name
+    check_name(node, Kind.SDS)
+    taken = next((sds.name for sds in draft.table("sds").values() if sds.node == node), None)
+    if taken is not None:
+        raise ConflictError(f"node {node} already runs SDS {taken}: a node has one SDS")
+    sds = Sds(
+        sds_id=sds_id,
+        pd_id=pd.pd_id,
+        name=command.name,
+        fault_set_id=command.fault_set_id,
+        node=node,
+        ip=None if command.ip is None else text("an address", command.ip),
+        state=SdsState.DOWN,
+        devices=_planned_devices(command),
+        created_at=draft.now,
+    )
+    draft.put("sds", sds_id, sds)
+    draft.event(EventType.SDS_ADD, f"SDS {sds.name} added on node {node}", pd_id=pd.pd_id, sds_id=sds_id)
+    return sds_id
+
+
+def remove_sds(draft: Draft, command: commands.RemoveSds) -> None:
+    sds: Sds = draft.get(Kind.SDS, command.sds_id)
+    if sds.copies:
+        raise ConflictError(
+            f"SDS {sds.name} holds {sds.copies} chunk copies, and this version does not move them elsewhere: "
+            "delete the volumes that use it first"
+        )
+    for volume_id, purge in list(draft.table("purges").items()):
+        if sds.sds_id in purge.sds_ids:
+            confirm_purge(draft, volume_id, sds.sds_id)
+    draft.free_name(Kind.SDS, sds.name)
+    draft.drop("sds", sds.sds_id)
+    draft.event(EventType.SDS_REMOVE, f"SDS {sds.name} removed", pd_id=sds.pd_id, sds_id=sds.sds_id)
+
+
+def register_sds(draft: Draft, command: commands.RegisterSds) -> None:
+    sds: Sds = draft.get(Kind.SDS, command.sds_id)
+    if command.node != sds.node:
+        raise ConflictError(f"SDS {sds.name} belongs to node {sds.node}, not to {command.node}")
+    whole("an incarnation", command.incarnation, 0, INCARNATION_MAX)
+    if sds.copies and command.incarnation < sds.incarnation:
+        raise ConflictError(
+            f"SDS {sds.name} was last seen in incarnation {sds.incarnation} and now comes with {command.incarnation}: "
+            "its devices are an old copy; bring back the current ones"
+        )
+    devices = _registered_devices(sds, command.devices) if command.devices else sds.devices
+    new = replace(
+        sds,
+        data_address=_address(command.data_address),
+        http_address=None if command.http_address is None else _address(command.http_address),
+        incarnation=command.incarnation,
+        devices=devices,
+    )
+    if new != sds:
+        draft.put("sds", sds.sds_id, new)
+    if command.devices:
+        _set_state(draft, new, SdsState.UP)
+
+
+def set_sds_state(draft: Draft, command: commands.SetSdsState) -> None:
+    sds: Sds = draft.get(Kind.SDS, command.sds_id)
+    state = choice("an SDS's state", SdsState, command.state)
+    if state is not SdsState.DOWN and sds.data_address is None:
+        raise ConflictError(f"SDS {sds.name} has never registered: start node {sds.node}")
+    _set_state(draft, sds, state)
+
+
+def add_sdc(draft: Draft, command: commands.AddSdc) -> int:
+    sdc_id = draft.next_id(Kind.SDC)
+    draft.take_name(Kind.SDC, command.name, sdc_id)
+    ip = None if command.ip is None else text("an address", command.ip)
+    draft.put("sdc", sdc_id, Sdc(sdc_id=sdc_id, name=command.name, ip=ip, created_at=draft.now))
+    draft.event(EventType.SDC_ADD, f"SDC {command.name} added", sdc_id=sdc_id)
+    return sdc_id
+
+
+def remove_sdc(draft: Draft, command: commands.RemoveSdc) -> None:
+    sdc: Sdc = draft.get(Kind.SDC, command.sdc_id)
+    mapped = [volume.name for volume in draft.state.volumes_mapped_to(sdc.sdc_id)]
+    if mapped:
+        raise ConflictError(f"SDC {sdc.name} has volumes mapped ({', '.join(sorted(mapped)[:5])}): unmap them first")
+    draft.free_name(Kind.SDC, sdc.name)
+    draft.drop("sdc", sdc.sdc_id)
+    draft.event(EventType.SDC_REMOVE, f"SDC {sdc.name} removed", sdc_id=sdc.sdc_id)
+
+
+def register_sdc(draft: Draft, command: commands.RegisterSdc) -> SdcSession:
+    sdc_id = draft.table("names").get(("sdc", 0, command.name))
+    if sdc_id is None:
+        sdc_id = add_sdc(draft, commands.AddSdc(name=command.name, ip=command.ip))
+    sdc: Sdc = draft.get(Kind.SDC, sdc_id)
+    new = replace(sdc, incarnation=sdc.incarnation + 1, ip=command.ip if command.ip is not None else sdc.ip)
+    draft.put("sdc", sdc_id, new)
+    return SdcSession(sdc_id, new.incarnation)
+
+
+def confirm_purge(draft: Draft, volume_id: int, sds_id: int) -> None:
+    """One SDS less to wait for; the purge ends with the last."""
+    purge = draft.table("purges").get(volume_id)
+    if purge is None or sds_id not in purge.sds_ids:
+        return
+    left = purge.sds_ids - {sds_id}
+    if left:
+        draft.put("purges", volume_id, replace(purge, sds_ids=left))
+        return
+    draft.drop("purges", volume_id)
+    draft.event(
+        EventType.VOLUME_PURGED,
+        f"the space of deleted volume {purge.name} is free again",
+        pool_id=purge.pool_id,
+        volume_id=volume_id,
+    )
+
+
+def _set_state(draft: Draft, sds: Sds, state: SdsState) -> None:
+    if sds.state is state:
+        return
+    draft.put("sds", sds.sds_id, replace(sds, state=state))
+    draft.event(
+        EventType.SDS_STATE_CHANGE,
+        f"SDS {sds.name} went from {sds.state} to {state}",
+        pd_id=sds.pd_id,
+        sds_id=sds.sds_id,
+        details={"old": sds.state.value, "new": state.value},
+    )
+    touched = (volume for volume in draft.table("volumes").values() if volume.uses(sds.sds_id))
+    draft.tell_health(touched)
+
+
+def _check_fault_set(draft: Draft, pd: ProtectionDomain, fault_set_id: int | None) -> None:
+    if fault_set_id is None:
+        return
+    fault_set: FaultSet = draft.get(Kind.FAULT_SET, fault_set_id)
+    if fault_set.pd_id != pd.pd_id:
+        raise InvalidError(f"fault set {fault_set.name} is in another protection domain than {pd.name}")
+
+
+def _planned_devices(command: commands.AddSds) -> tuple[Device, ...]:
+    """The capacity in whole slots, spread evenly over the devices."""
+    capacity = whole("an SDS's capacity in bytes", command.capacity_bytes, CHUNK_SIZE_BYTES, VOLUME_SIZE_BYTES_MAX)
+    slots = capacity // CHUNK_SIZE_BYTES
+    paths: Sequence[str | None] = command.devices or [None] * min(DEVICES_PER_SDS_DEFAULT, slots)
+    if len(paths) > min(DEVICES_PER_SDS_MAX, slots):
+        raise InvalidError(f"{len(paths)} devices are too many for {slots} chunks (at most {DEVICES_PER_SDS_MAX})")
+    given = [path for path in paths if path is not None]
+    if len(set(given)) < len(given):
+        raise InvalidError("a device is named twice")
+    for path in given:
+        if not text("a device's path", path).startswith("/"):
+            raise InvalidError(f"a device's path must be absolute, not {path!r}")
+    each, odd = divmod(slots, len(paths))
+    return tuple(
+        Device(index=index, slots=each + (1 if index < odd else 0), path=path) for index, path in enumerate(paths)
+    )
+
+
+def _registered_devices(sds: Sds, found: tuple[Device, ...]) -> tuple[Device, ...]:
+    """The devices as they are. While the SDS holds copies all that it had must be among them: on others, chunks that
+    were written would read as zeros."""
+    if len({device.index for device in found}) < len(found) or len(found) > DEVICES_PER_SDS_MAX:
+        raise InvalidError(f"SDS {sds.name} registers {len(found)} devices, not all with their own index")
+    for device in found:
+        whole("a device's index", device.index, 0, DEVICES_PER_SDS_MAX - 1)
+        whole("a device's slots", device.slots, 1, VOLUME_SIZE_BYTES_MAX // CHUNK_SIZE_BYTES)
+    ids = {device.device_id for device in found}
+    missing = [device for device in sds.devices if device.device_id is not None and device.device_id not in ids]
+    if sds.copies and missing:
+        raise ConflictError(
+            f"SDS {sds.name} holds {sds.copies} chunk copies but comes without device {missing[0].index} "
+            f"({missing[0].device_id}): bring its devices back as they were",
+            missing=[device.device_id for device in missing],
+        )
+    paths = {device.index: device.path for device in sds.devices}
+    return tuple(
+        replace(device, path=device.path if device.path is not None else paths.get(device.index))
+        for device in sorted(found, key=lambda device: device.index)
+    )
+
+
+def _address(address: Sequence[object]) -> tuple[str, int]:
+    if len(address) != 2 or not isinstance(address[0], str) or not address[0]:
+        raise InvalidError(f"an address is a host and a port, not {address!r}")
+    return text("a host", address[0]), whole("a port", address[1], 1, PORT_MAX)

@@ -1,0 +1,108 @@
+"""``pfvol sds``: storage servers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pfvol.cli.context import (
+    CapacityArgument,
+    NameArgument,
+    PdArgument,
+    PdOption,
+    SdsArgument,
+    noun,
+    settings,
+    size_bytes,
+)
+from pfvol.cli.output import Column, Row, field, size
+from pfvol.ids import Noun, route
+
+app = noun("Storage servers.")
+
+
+def _failed_devices(row: Row) -> str:
+    return "; ".join(f"{device['index']}: {device['message']}" for device in row["failed_devices"]) or "-"
+
+
+LIST = (
+    field("NAME", "name"),
+    field("ID", "id"),
+    field("PD", "pd_name"),
+    field("FAULT SET", "fault_set_name"),
+    field("STATE", "state"),
+    field("DATA ADDRESS", "data_address"),
+    size("CAPACITY", "total_capacity_bytes"),
+    size("USED", "used_capacity_bytes"),
+)
+DETAIL = (
+    field("Name", "name"),
+    field("Id", "id"),
+    field("Protection domain", "pd_name"),
+    field("Fault set", "fault_set_name"),
+    field("State", "state"),
+    field("Node", "node"),
+    field("Data address", "data_address"),
+    size("Capacity", "total_capacity_bytes"),
+    size("Used", "used_capacity_bytes"),
+    field("Devices", "device_count"),
+    Column("Failed devices", _failed_devices),
+    field("Chunks", "chunk_count"),
+    field("Incarnation", "incarnation"),
+    field("Created", "created_at"),
+)
+
+
+@app.command("add")
+def add(
+    ctx: typer.Context,
+    pd: PdArgument,
+    name: NameArgument,
+    capacity: CapacityArgument,
+    fault_set: Annotated[str | None, typer.Option("--fault-set", metavar="F", help="Its fault set.")] = None,
+    ip: Annotated[str | None, typer.Option("--ip", metavar="IP", help="Where it is expected to serve.")] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option("--devices", metavar="LIST", help="Comma-separated directories; default: in its data dir."),
+    ] = None,
+) -> None:
+    """Add an SDS; the node of the same name becomes it when it registers."""
+    cli = settings(ctx)
+    capacity_bytes = size_bytes(capacity)
+    with cli.client() as api:
+        row = api.post(
+            "/sds/add",
+            pd_id=pd,
+            name=name,
+            capacity_bytes=capacity_bytes,
+            fault_set_id=fault_set,
+            ip=ip,
+            devices=None if devices is None else [path.strip() for path in devices.split(",") if path.strip()],
+        )
+    cli.out.created(row, f"SDS {name} added; start a node of that name with the sds capability")
+
+
+@app.command("list")
+def list_(ctx: typer.Context, pd: PdOption = None) -> None:
+    """List the SDSs."""
+    cli = settings(ctx)
+    with cli.client() as api:
+        cli.out.table(api.get("/sds/list", pd_id=pd), LIST)
+
+
+@app.command("show")
+def show(ctx: typer.Context, sds: SdsArgument) -> None:
+    """Show one SDS."""
+    cli = settings(ctx)
+    with cli.client() as api:
+        cli.out.detail(api.get(route(Noun.SDS, sds)), DETAIL)
+
+
+@app.command("remove")
+def remove(ctx: typer.Context, sds: SdsArgument) -> None:
+    """Remove an SDS that holds no copies."""
+    cli = settings(ctx)
+    with cli.client() as api:
+        row = api.delete(route(Noun.SDS, sds))
+    cli.out.done(row, f"SDS {sds} removed")

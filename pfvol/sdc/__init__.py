@@ -1,0 +1,1 @@
+"""The SDC: one process per mount that shows the volumes mapped to it as files."""

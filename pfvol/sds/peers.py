@@ -1,0 +1,176 @@
+"""Connections to the other SDSs: one outgoing per SDS that the MDM lists, kept alive.
+
+Owns the tasks that connect, and through the engine the connections that they made (the incoming ones, on which the
+others replicate to us, come through the acceptor). Assumes one trio thread. Promises: while a peer is listed it is
+tried again within RETRY_SECONDS_MAX (also when the MDM thinks that it is down: two who can talk need not wait for the
+MDM to notice); a peer that is no longer listed is closed; an incarnation older than the MDM's is never believed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import trio
+
+from datapath import wire
+from pfvol import handshake
+from pfvol.errors import Error, ProtocolError
+from pfvol.log import get_logger
+
+RETRY_SECONDS_MIN: Final = 0.02
+RETRY_SECONDS_MAX: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRecord:
+    """Another SDS, as the MDM lists it."""
+
+    sds_id: int
+    host: str
+    port: int
+    incarnation: int
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who we are on the data plane."""
+
+    secret: bytes
+    cluster_id: bytes
+    sds_id: int
+    incarnation: int
+    durable_incarnation: int
+
+
+class Engine(Protocol):
+    def add_peer(self, fd: int, sds_id: int, incarnation: int, *, outgoing: bool) -> int: ...
+    def close_conn(self, conn_id: int) -> None: ...
+
+
+def parse_peers(body: Any) -> list[PeerRecord]:
+    """The MDM's list; ProtocolError when it is none."""
+    try:
+        return [
+            PeerRecord(
+                int(peer["sds_id"]),
+                str(peer["data_address"][0]),
+                int(peer["data_address"][1]),
+                int(peer["incarnation"]),
+                bool(peer["up"]),
+            )
+            for peer in body
+            if peer["data_address"] is not None
+        ]
+    except (TypeError, KeyError, ValueError, IndexError) as error:
+        raise ProtocolError(f"the MDM's list of SDSs cannot be read: {error!r}") from None
+
+
+@dataclass(slots=True)
+class _Link:
+    record: PeerRecord
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    # Set when there is a reason to look again: the connection was lost, or the MDM told something new of the peer.
+    wake: trio.Event = field(default_factory=trio.Event)
+    conn_id: int | None = None
+
+
+class Peers:
+    """Started once with ``run``; told by ``update`` (the MDM's list) and ``lost`` (the engine's event)."""
+
+    def __init__(self, identity: Identity, engine: Engine) -> None:
+        self._identity = identity
+        self._engine = engine
+        self._records: dict[int, PeerRecord] = {}
+        self._links: dict[int, _Link] = {}
+        self._nursery: trio.Nursery | None = None
+        self._log = get_logger("sds.peers")
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._reconcile()
+            task_status.started()
+            await trio.sleep_forever()
+
+    @property
+    def connected(self) -> int:
+        return sum(link.conn_id is not None for link in self._links.values())
+
+    def admits(self, sds_id: int, incarnation: int) -> int:
+        """The status for an incoming connection that has proven to be of this SDS and incarnation."""
+        record = self._records.get(sds_id)
+        if record is None or sds_id == self._identity.sds_id:
+            return wire.ST_NOT_AUTHORIZED
+        return wire.ST_OLD_SESSION if incarnation < record.incarnation else wire.ST_OK
+
+    def update(self, records: Iterable[PeerRecord]) -> None:
+        self._records = {record.sds_id: record for record in records if record.sds_id != self._identity.sds_id}
+        if self._nursery is not None:
+            self._reconcile()
+
+    def lost(self, sds_id: int, conn_id: int) -> None:
+        """The engine has closed an outgoing connection."""
+        link = self._links.get(sds_id)
+        if link is not None and link.conn_id == conn_id:
+            link.conn_id = None
+            link.wake.set()
+
+    def _reconcile(self) -> None:
+        assert self._nursery is not None
+        for sds_id in self._links.keys() - self._records.keys():
+            self._links.pop(sds_id).scope.cancel()
+        for sds_id, record in self._records.items():
+            link = self._links.get(sds_id)
+            if link is None:
+                self._links[sds_id] = link = _Link(record)
+                self._nursery.start_soon(self._keep, link)
+            elif link.record != record:
+                link.record = record
+                link.wake.set()
+
+    async def _keep(self, link: _Link) -> None:
+        with link.scope:
+            pause = RETRY_SECONDS_MIN
+            while True:
+                link.wake = trio.Event()
+                if link.conn_id is None:
+                    if await self._connect(link):
+                        pause = RETRY_SECONDS_MIN
+                        continue
+                    pause = min(pause * 2, RETRY_SECONDS_MAX)
+                    with trio.move_on_after(pause):
+                        await link.wake.wait()
+                        pause = RETRY_SECONDS_MIN
+                else:
+                    await link.wake.wait()
+        if link.conn_id is not None:
+            self._engine.close_conn(link.conn_id)
+
+    async def _connect(self, link: _Link) -> bool:
+        me, peer = self._identity, link.record
+        try:
+            fd, info = await handshake.connect(
+                peer.host,
+                peer.port,
+                secret=me.secret,
+                cluster_id=me.cluster_id,
+                role=wire.ROLE_SDS,
+                node_id=me.sds_id,
+                incarnation=me.incarnation,
+                sds_id=peer.sds_id,
+            )
+        except Error as error:
+            self._log.debug("peer not connected", sds=peer.sds_id, reason=error.message)
+            return False
+        # No await from here on: the fd always has an owner.
+        if info.incarnation < link.record.incarnation:
+            os.close(fd)
+            self._log.warning("peer answered with an old incarnation", sds=peer.sds_id, incarnation=info.incarnation)
+            return False
+        link.conn_id = self._engine.add_peer(fd, peer.sds_id, info.incarnation, outgoing=True)
+        self._log.info("peer connected", sds=peer.sds_id, incarnation=info.incarnation)
+        return True

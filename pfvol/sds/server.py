@@ -1,0 +1,382 @@
+"""An SDS that serves: the engine's decisions, made on the trio side.
+
+Owns the running engine (``Target``), the cache of volumes, the peers, the acceptor, and every task between them.
+Assumes that it runs in the one trio thread that may call the engine, and that the MDM may be away at any time.
+Promises: every question of the engine gets an answer sooner or later; a capability is granted only when its signature,
+SDC, volume and expiry hold and its mapping exists; when ``revoked`` or ``deleted`` returns, the engine has taken note;
+what is known goes on without the MDM.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from datapath import wire
+from pfvol import capability
+from pfvol.capability import Capability
+from pfvol.constants import CHECKPOINT_SECONDS, SEGMENT_CHUNKS, SEGMENT_ENTRY_BYTES, SEGMENT_ENTRY_FORMAT
+from pfvol.errors import (
+    ConflictError,
+    DeniedError,
+    Error,
+    InvalidError,
+    NotFoundError,
+    ProtocolError,
+    TimedOutError,
+    UnreachableError,
+)
+from pfvol.log import get_logger
+from pfvol.sds.acceptor import Acceptor, Clients
+from pfvol.sds.peers import Identity, Peers, parse_peers
+from pfvol.sds.volumes import RETRY_SECONDS, SEGMENT_BYTES, Call, VolumeInfo, Volumes, check_mapping, parse_info
+
+if TYPE_CHECKING:  # handed over by the caller: the decisions can be tested without the engine
+    from datapath.target import Target
+
+CAPABILITIES_WAITING_MAX: Final = 1024
+PREFETCH_SEGMENTS_MAX: Final = 64  # 256 GiB: a larger volume's map comes as its chunks are asked for
+_ENTRY: Final = struct.Struct(SEGMENT_ENTRY_FORMAT)
+SEGMENT_MAP_BYTES: Final = SEGMENT_CHUNKS * SEGMENT_ENTRY_BYTES
+VERIFY_CHUNKS_MAX: Final = 32
+VERIFY_TIMEOUT_SECONDS: Final = 60.0
+BARRIER_TIMEOUT_SECONDS: Final = 5.0
+PURGED_MAX: Final = 65536
+
+Verified = tuple[bool, bytes, bytes]
+
+
+class Server:
+    """Takes a started engine and a bound socket; ``run`` serves until it is cancelled. The caller stops the engine."""
+
+    def __init__(self, target: Target, sock: trio.socket.SocketType, identity: Identity, call: Call) -> None:
+        self._target = target
+        self._identity = identity
+        self._call = call
+        self._capability_key = b""
+        self._volumes = Volumes(call)
+        self._clients = Clients()
+        self._peers = Peers(identity, target)
+        self._acceptor = Acceptor(sock, identity, target, self._clients, self._peers)
+        self._told: dict[int, VolumeInfo] = {}  # what the engine knows of volumes
+        self._segment_locks: dict[int, trio.Lock] = {}
+        self._capabilities_waiting = 0
+        self._verifying = trio.CapacityLimiter(1)
+        self._tokens = 0
+        self._answers: dict[int, tuple[trio.Event, list[Verified]]] = {}
+        self._purged: list[int] = []
+        self._nursery: trio.Nursery | None = None
+        self._log = get_logger("sds.server")
+        self._events: dict[str, Callable[..., None]] = {
+            "capability": self._on_capability,
+            "map_miss": self._on_map_miss,
+            "volume_miss": self._on_volume_miss,
+            "client_closed": self._on_client_closed,
+            "peer_closed": self._on_peer_closed,
+            "peer_synced": self._on_peer_synced,
+            "device_failed": self._on_device_failed,
+            "checkpoint": self._on_checkpoint,
+            "verified": self._on_verified,
+            "purged": self._on_purged,
+            "no_space": self._on_no_space,
+            "repair_needed": self._on_repair_needed,
+            "stopped": self._on_stopped,
+        }
+        self.failed_devices: dict[int, str] = {}
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._pump)
+            nursery.start_soon(self._checkpoint_periodically)
+            await nursery.start(self._peers.run)
+            await nursery.start(self._acceptor.run)
+            task_status.started()
+
+    # -- what the MDM tells
+
+    def registered(self, reply: dict[str, Any]) -> None:
+        """The MDM has admitted us (again): takes its word on everything, and doubts what was learned before."""
+        self._capability_key = bytes(reply["capability_key"])
+        self._target.set_reserved(int(reply["reserved_slots"]))
+        self._peers.update(parse_peers(reply["peers"]))
+        for volume_id in reply["purge"]:
+            self._purge(int(volume_id))
+        # Changes that were made while we were not connected were not pushed.
+        self._volumes.doubt()
+        for volume_id in self._volumes:
+            self._spawn(self._relearn, volume_id)
+
+    def set_peers(self, peers: Any) -> None:
+        self._peers.update(parse_peers(peers))
+
+    def set_reserved(self, slots: int) -> None:
+        self._target.set_reserved(slots)
+
+    async def changed(self, volume_id: int, info: Any) -> None:
+        """Returns when the engine has been told, the maps of an extended volume included."""
+        if volume_id in self._volumes:
+            told = parse_info(info)
+            self._volumes.put(volume_id, told)
+            await self._learn(volume_id, told)
+
+    async def deleted(self, volume_id: int) -> None:
+        self._purge(volume_id)
+        await self._barrier()
+
+    async def revoked(self, volume_id: int, sdc_id: int) -> None:
+        self._volumes.revoke(volume_id, sdc_id)
+        self._target.revoke(volume_id, sdc_id)
+        await self._barrier()
+
+    async def verify(self, volume_id: int, first_chunk: int, count: int) -> list[list[Any]]:
+        """Present, tags and bad bits of ``count`` chunks: [present, tags or None, bad or None] each."""
+        if not 1 <= count <= VERIFY_CHUNKS_MAX:
+            raise InvalidError(f"verify takes 1 to {VERIFY_CHUNKS_MAX} chunks a call, not {count}")
+        async with self._verifying:
+            answers = []
+            for chunk in range(first_chunk, first_chunk + count):
+                present, tags, bad = await self._ask_engine(volume_id, chunk, VERIFY_TIMEOUT_SECONDS)
+                answers.append([present, tags, bad] if present else [False, None, None])
+            return answers
+
+    def stats(self) -> dict[str, Any]:
+        return self._target.stats()
+
+    def take_purged(self) -> list[int]:
+        """Volumes whose slots were given back since the last call. The MDM asks again for what it did not hear."""
+        purged, self._purged = self._purged, []
+        return purged
+
+    # -- what the engine tells
+
+    async def _pump(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._target.event_fd)
+            for name, *arguments in self._target.events():
+                self._events[name](*arguments)
+
+    def _on_capability(self, conn_id: int, request_id: int, volume_id: int, token: bytes) -> None:
+        sdc_id = self._clients.sdc_of(conn_id)
+        if sdc_id is None:
+            return  # closed meanwhile
+        try:
+            shown = capability.verify(
+                self._capability_key, token, sdc_id=sdc_id, volume_id=volume_id, now_unix=time.time()
+            )
+        except DeniedError as error:
+            self._refuse(conn_id, request_id, volume_id, wire.ST_NOT_AUTHORIZED, error.message)
+            return
+        info = self._volumes.get(volume_id)
+        known = info is not None and shown.mapping_id in info.mappings
+        if known or (info is not None and not self._volumes.may_refresh(volume_id)):
+            self._decide(conn_id, request_id, shown)
+        elif self._capabilities_waiting >= CAPABILITIES_WAITING_MAX:
+            self._refuse(conn_id, request_id, volume_id, wire.ST_NOT_READY, "too many capabilities wait for the MDM")
+        else:
+            self._spawn(self._ask_and_decide, conn_id, request_id, shown)
+
+    async def _ask_and_decide(self, conn_id: int, request_id: int, shown: Capability) -> None:
+        self._capabilities_waiting += 1
+        try:
+            await self._relearn(shown.volume_id)
+        finally:
+            self._capabilities_waiting -= 1
+        # Meanwhile the connection may have gone (the engine ignores the answer) or the mapping (_decide looks it up
+        # now).
+        self._decide(conn_id, request_id, shown)
+
+    def _decide(self, conn_id: int, request_id: int, shown: Capability) -> None:
+        volume_id = shown.volume_id
+        info = self._volumes.get(volume_id)
+        if info is None:
+            self._refuse(conn_id, request_id, volume_id, wire.ST_NO_VOLUME, "no such volume")
+            return
+        try:
+            write = check_mapping(info, shown)
+        except DeniedError as error:
+            self._refuse(conn_id, request_id, volume_id, wire.ST_NOT_AUTHORIZED, error.message)
+            return
+        # The engine counts on the boot-time clock, which nobody sets: a step of the wall clock cannot prolong a grant.
+        left_ns = int((shown.expires_unix - time.time()) * 1e9)
+        expires_boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + left_ns
+        self._target.grant(conn_id, request_id, volume_id, write=write, expires_boot_ns=max(expires_boot_ns, 0))
+
+    def _refuse(self, conn_id: int, request_id: int, volume_id: int, status: int, reason: str) -> None:
+        self._log.warning("capability refused", volume=volume_id, sdc=self._clients.sdc_of(conn_id), reason=reason)
+        self._target.refuse(conn_id, request_id, volume_id, status)
+
+    def _on_map_miss(self, volume_id: int, segment: int) -> None:
+        self._spawn(self._fetch_segment, volume_id, segment)
+
+    def _on_volume_miss(self, volume_id: int) -> None:
+        info = self._volumes.get(volume_id)
+        if info is None:
+            self._spawn(self._relearn, volume_id)
+        else:
+            self._set_volume(volume_id, info)
+
+    def _on_client_closed(self, conn_id: int, sdc_id: int, reason: str) -> None:
+        self._clients.closed(conn_id)
+        self._log.info("SDC disconnected", sdc=sdc_id, reason=reason)
+
+    def _on_peer_closed(self, conn_id: int, sds_id: int, outgoing: bool, reason: str) -> None:
+        self._log.info("peer disconnected", sds=sds_id, outgoing=outgoing, reason=reason)
+        if outgoing:
+            self._peers.lost(sds_id, conn_id)
+
+    def _on_peer_synced(self, sds_id: int, chunks: int, pulled: int, pushed: int) -> None:
+        self._log.info("in sync with peer", sds=sds_id, chunks=chunks, blocks_pulled=pulled, blocks_pushed=pushed)
+
+    def _on_device_failed(self, index: int, errno: int, message: str) -> None:
+        self.failed_devices[index] = message
+        self._log.error("device failed", device=index, errno=errno, reason=message)
+
+    def _on_checkpoint(self, generation: int, chunks: int, seconds: float) -> None:
+        self._log.debug("checkpoint", generation=generation, chunks=chunks, seconds=seconds)
+
+    def _on_verified(self, token: int, present: bool, tags: bytes, bad: bytes) -> None:
+        if (waiting := self._answers.pop(token, None)) is not None:
+            event, answer = waiting
+            answer.append((present, tags, bad))
+            event.set()
+
+    def _on_purged(self, volume_id: int) -> None:
+        if len(self._purged) < PURGED_MAX:
+            self._purged.append(volume_id)
+
+    def _on_no_space(self, volume_id: int, chunk: int) -> None:
+        self._log.error("no space left for a chunk", volume=volume_id, chunk=chunk)
+
+    def _on_repair_needed(self, volume_id: int, chunk: int, block: int, reason: str) -> None:
+        self._log.error("stored block is bad", volume=volume_id, chunk=chunk, block=block, reason=reason)
+
+    def _on_stopped(self) -> None:
+        # Only Target.stop makes the engine end, and that is called after this task: anything else is a failure of the
+        # engine.
+        raise RuntimeError("the engine has stopped by itself")
+
+    # -- learning of volumes
+
+    async def _relearn(self, volume_id: int) -> None:
+        """Asks the MDM about the volume and tells the engine."""
+        try:
+            info = await self._volumes.refresh(volume_id)
+        except NotFoundError:
+            self._drop_volume(volume_id)
+        except Error as error:
+            # The MDM answered something that cannot be used; the volume stays as it was known, or unknown.
+            self._log.error("volume cannot be looked up", volume=volume_id, reason=error.message)
+        else:
+            await self._learn(volume_id, info)
+
+    async def _learn(self, volume_id: int, info: VolumeInfo) -> None:
+        """Makes the engine know ``info``: who may no longer come, the maps, the size; in this order."""
+        before = self._told.get(volume_id)
+        if before is None:
+            self._set_volume(volume_id, info)
+            self._spawn(self._prefetch, volume_id, info.segments)
+            return
+        kept = set(info.mappings.items())
+        for sdc_id in {owner[0] for mapping, owner in before.mappings.items() if (mapping, owner) not in kept}:
+            self._target.revoke(volume_id, sdc_id)
+        if info.size_bytes > before.size_bytes and before.size_bytes % SEGMENT_BYTES:
+            # The last segment was fetched when its end lay outside the volume. The engine gets the new chunks before
+            # the new size, so that the first request there finds them.
+            await self._fetch_segment(volume_id, before.size_bytes // SEGMENT_BYTES)
+        # Meanwhile the volume may have changed again, or be gone.
+        newest = self._volumes.get(volume_id)
+        if newest is not None:
+            self._set_volume(volume_id, newest)
+
+    def _purge(self, volume_id: int) -> None:
+        self._volumes.forget(volume_id)
+        self._told.pop(volume_id, None)
+        self._segment_locks.pop(volume_id, None)
+        self._target.purge_volume(volume_id)
+
+    def _set_volume(self, volume_id: int, info: VolumeInfo) -> None:
+        self._told[volume_id] = info
+        self._target.set_volume(volume_id, info.size_bytes, commit=info.commit, thick=info.thick)
+
+    def _drop_volume(self, volume_id: int) -> None:
+        self._told.pop(volume_id, None)
+        self._segment_locks.pop(volume_id, None)
+        self._target.drop_volume(volume_id)
+
+    async def _prefetch(self, volume_id: int, segments: int) -> None:
+        for segment in range(min(segments, PREFETCH_SEGMENTS_MAX)):
+            if volume_id not in self._volumes:
+                return
+            await self._fetch_segment(volume_id, segment, only_ours=True)
+
+    async def _fetch_segment(self, volume_id: int, segment: int, *, only_ours: bool = False) -> None:
+        """Asks the MDM, however long it is away, and tells the engine. One at a time per volume: answers keep order."""
+        async with self._segment_locks.setdefault(volume_id, trio.Lock()):
+            try:
+                entries = await self._ask_segment(volume_id, segment)
+            except NotFoundError:
+                self._volumes.forget(volume_id)
+                self._drop_volume(volume_id)
+                return
+            except Error as error:
+                # The engine must get an answer, or it would wait for this one for ever: a map that has no chunk of
+                # ours.
+                self._log.error("map cannot be looked up", volume=volume_id, segment=segment, reason=error.message)
+                entries = bytes(SEGMENT_MAP_BYTES)
+            if not only_ours or self._is_in(entries):
+                self._target.set_segment(volume_id, segment, entries)
+
+    async def _ask_segment(self, volume_id: int, segment: int) -> bytes:
+        while True:
+            try:
+                entries = await self._call("map.segment", {"volume_id": volume_id, "segment": segment})
+            except (UnreachableError, TimedOutError):
+                await trio.sleep(RETRY_SECONDS)
+                continue
+            if not isinstance(entries, bytes) or len(entries) != SEGMENT_MAP_BYTES:
+                raise ProtocolError(f"the MDM's map of segment {segment} of volume {volume_id} has a wrong size")
+            return entries
+
+    def _is_in(self, entries: bytes) -> bool:
+        us = self._identity.sds_id
+        return any(
+            us in (primary, secondary, learner) for _, primary, secondary, learner, _ in _ENTRY.iter_unpack(entries)
+        )
+
+    # -- asking the engine
+
+    async def _barrier(self) -> None:
+        """Returns when the engine has carried out all commands given before: it takes them in order, answering this."""
+        await self._ask_engine(0, 0, BARRIER_TIMEOUT_SECONDS)
+
+    async def _ask_engine(self, volume_id: int, chunk: int, timeout_seconds: float) -> Verified:
+        self._tokens += 1
+        token = self._tokens
+        event, answer = trio.Event(), list[Verified]()
+        self._answers[token] = (event, answer)
+        try:
+            with trio.fail_after(timeout_seconds):
+                self._target.verify(token, volume_id, chunk)
+                await event.wait()
+        except trio.TooSlowError:
+            raise TimedOutError(f"the engine did not answer within {timeout_seconds:g} s") from None
+        finally:
+            self._answers.pop(token, None)
+        return answer[0]
+
+    # -- tasks
+
+    async def _checkpoint_periodically(self) -> None:
+        while True:
+            await trio.sleep(CHECKPOINT_SECONDS)
+            self._target.checkpoint()
+
+    def _spawn(self, function: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
+        if self._nursery is None:
+            raise ConflictError("the SDS does not serve yet")
+        self._nursery.start_soon(function, *arguments)

@@ -1,0 +1,1 @@
+"""The tests, by layer: the lowest broken layer shows first."""

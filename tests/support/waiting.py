@@ -1,0 +1,40 @@
+"""Waiting for something to become true: the only way that tests wait for another process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+T = TypeVar("T")
+
+POLL_SECONDS = 0.03
+TIMEOUT_SECONDS = 20.0
+
+
+def poll_until(condition: Callable[[], T], timeout_seconds: float = TIMEOUT_SECONDS, what: str = "") -> T:
+    """Calls ``condition`` until it returns something true, which is returned; AssertionError at the deadline."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_seconds} s: {what or condition}; the last answer was {value!r}")
+        time.sleep(POLL_SECONDS)
+
+
+async def poll_until_async(
+    condition: Callable[[], Awaitable[T]], timeout_seconds: float = TIMEOUT_SECONDS, what: str = ""
+) -> T:
+    """``poll_until`` on trio, for a condition that is asked asynchronously."""
+    deadline = trio.current_time() + timeout_seconds
+    while True:
+        value = await condition()
+        if value:
+            return value
+        if trio.current_time() > deadline:
+            raise AssertionError(f"not within {timeout_seconds} s: {what or condition}; the last answer was {value!r}")
+        await trio.sleep(POLL_SECONDS)

@@ -1,0 +1,224 @@
+"""Goal: a flush reaches every disk that holds unflushed writes, and never claims what a restarted server may have
+lost."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from sdcengine_fakes import BLOCK, CHUNK, VOLUME, Close, Rig, Silent, only, rig, segment
+
+from datapath import wire
+
+
+def flushes(r: Rig) -> dict[int, int]:
+    return {n: sds.count(wire.OP_FLUSH) for n, sds in r.sds.items()}
+
+
+def dirty(r: Rig, offset: int = 0) -> None:
+    """One acknowledged write, with both connections there before it, as in a running system."""
+    for n, sds in r.sds.items():
+        if not sds.connections:
+            r.connect(n)
+    r.write(offset, b"w" * BLOCK)
+
+
+def power_cycle(r: Rig, sds_id: int) -> None:
+    """The SDS's host went down and came back: its durable incarnation is another, its connection new."""
+    r.sds[sds_id].durable += 1
+    connections = r.sds[sds_id].connections
+    r.sds[sds_id].reset()
+    r.until(lambda: r.sds[sds_id].connections > connections)
+
+
+def test_flush_without_writes_asks_nobody() -> None:
+    with rig() as r:
+        r.read(0, 10)
+        assert r.do("flush")[0] == 0
+        assert flushes(r) == {1: 0, 2: 0}
+
+
+def test_flush_reaches_both_members_once_and_then_there_is_nothing_left() -> None:
+    with rig() as r:
+        dirty(r)
+        r.write(BLOCK, b"x")
+        assert r.do("flush")[0] == 0
+        assert flushes(r) == {1: 1, 2: 1}
+        assert r.do("flush")[0] == 0
+        assert flushes(r) == {1: 1, 2: 1}
+
+
+def test_flush_reaches_only_the_pairs_that_were_written() -> None:
+    with rig(sds=4) as r:
+        r.map = segment((1, 1, 2), (1, 3, 4))
+        dirty(r, CHUNK)
+        assert r.do("flush")[0] == 0
+        assert flushes(r) == {1: 0, 2: 0, 3: 1, 4: 1}
+
+
+def test_discard_is_flushed_like_a_write() -> None:
+    with rig() as r:
+        r.connect(1)
+        r.connect(2)
+        assert r.do("discard", 0, BLOCK)[0] == 0
+        assert r.do("flush")[0] == 0
+        assert flushes(r) == {1: 1, 2: 1}
+
+
+def test_flush_fails_when_both_of_a_pair_lost_their_memory_and_says_so_once() -> None:
+    with rig() as r:
+        dirty(r)
+        power_cycle(r, 1)
+        power_cycle(r, 2)
+        assert r.do("flush")[0] == errno.EIO
+        assert "lost" in r.seen("io_error")[0][3]
+        assert r.do("flush")[0] == 0
+        dirty(r)
+        assert r.do("flush")[0] == 0
+
+
+def test_flush_succeeds_while_one_of_the_pair_kept_its_memory() -> None:
+    for lost in (1, 2):
+        with rig() as r:
+            dirty(r)
+            power_cycle(r, lost)
+            assert r.do("flush")[0] == 0, f"SDS {lost} restarted"
+
+
+def test_flush_judges_each_pair_by_itself() -> None:
+    """1 and 3 restart: pairs (1, 2) and (3, 4) keep a copy each, pair (1, 3) has none."""
+    with rig(sds=4) as r:
+        r.map = segment((1, 1, 2), (1, 3, 4), (1, 1, 3))
+        dirty(r, 0)
+        dirty(r, CHUNK)
+        power_cycle(r, 1)
+        power_cycle(r, 3)
+        assert r.do("flush")[0] == 0
+        dirty(r, 2 * CHUNK)
+        power_cycle(r, 1)
+        power_cycle(r, 3)
+        assert r.do("flush")[0] == errno.EIO
+
+
+def test_process_restart_without_a_host_restart_loses_nothing() -> None:
+    with rig() as r:
+        dirty(r)
+        r.sds[1].reset()
+        r.sds[2].reset()
+        r.until(lambda: all(sds.connections == 2 for sds in r.sds.values()))
+        assert r.do("flush")[0] == 0
+
+
+def test_disk_that_refuses_a_flush_does_not_count() -> None:
+    with rig() as r:
+        dirty(r)
+        r.sds[1].rule = only(wire.OP_FLUSH, wire.ST_IO_ERROR)
+        assert r.do("flush")[0] == 0
+        dirty(r)
+        r.sds[2].rule = only(wire.OP_FLUSH, wire.ST_IO_ERROR)
+        assert r.do("flush")[0] == errno.EIO
+
+
+def test_flush_of_a_pair_with_one_member_gone_succeeds_soon_from_the_other() -> None:
+    with rig(deadline=20) as r:
+        dirty(r)
+        r.reconnect = False
+        r.sds[2].reset()
+        r.until(lambda: r.seen("sds_closed"))
+        assert r.do("flush")[0] == 0
+        assert flushes(r)[1] == 1
+
+
+def test_flush_with_both_members_gone_waits_for_one_of_them() -> None:
+    with rig(deadline=20) as r:
+        dirty(r)
+        r.reconnect = False
+        r.sds[1].reset()
+        r.sds[2].reset()
+        r.until(lambda: len(r.seen("sds_closed")) == 2)
+        token = r.start("flush")
+        r.until(lambda: r.engine.stats()["parked"] == 2)
+        r.connect(2)
+        assert r.finish(token)[0] == 0
+
+
+def test_flush_in_flight_when_the_connection_breaks_is_asked_again() -> None:
+    with rig() as r:
+        dirty(r)
+        r.sds[1].rule = only(wire.OP_FLUSH, Close, 1)
+        assert r.do("flush")[0] == 0
+        assert flushes(r)[1] == 2
+
+
+def test_flush_that_times_out_leaves_the_writes_to_the_next_one() -> None:
+    with rig(deadline=0.3) as r:
+        dirty(r)
+        for sds in r.sds.values():
+            sds.rule = only(wire.OP_FLUSH, Silent, 1)
+        assert r.do("flush")[0] == errno.EIO
+        assert r.do("flush")[0] == 0
+        assert flushes(r) == {1: 2, 2: 2}
+
+
+def test_write_during_a_flush_is_left_for_the_next_flush() -> None:
+    with rig() as r:
+        dirty(r)
+        held: list[dict[str, Any]] = []
+
+        def hold(header: dict[str, Any], body: bytes) -> Any:
+            if header["opcode"] != wire.OP_FLUSH or held:
+                return None
+            held.append(header)
+            return Silent
+
+        r.sds[1].rule = hold
+        token = r.start("flush")
+        r.until(lambda: held)
+        r.write(BLOCK, b"later")
+        r.sds[1]._socket.sendall(r.sds[1].reply(held[0]))  # type: ignore[union-attr]
+        assert r.finish(token)[0] == 0
+        assert r.do("flush")[0] == 0
+        assert flushes(r) == {1: 2, 2: 2}
+
+
+def test_concurrent_flushes_each_cover_the_writes_before_them() -> None:
+    """The second began while the first was under way: it must not take the first's word for writes it did not see
+    end."""
+    with rig() as r:
+        dirty(r)
+        tokens = []
+        for n in range(10):
+            tokens.append(r.start("flush"))
+            tokens.append(r.start("write", n * BLOCK, data=b"m"))
+        assert all(r.finish(token)[0] == 0 for token in tokens)
+        assert r.do("flush")[0] == 0
+        count = flushes(r)
+        assert r.do("flush")[0] == 0
+        assert flushes(r) == count, "nothing is dirty any more"
+
+
+def test_single_copy_chunk_needs_its_one_server() -> None:
+    with rig() as r:
+        r.map = segment((1, 1, 0))
+        dirty(r)
+        power_cycle(r, 1)
+        assert r.do("flush")[0] == errno.EIO
+
+
+def test_secondary_never_connected_cannot_vouch() -> None:
+    """What it had when the write was sent is not known, so its word alone proves nothing."""
+    with rig() as r:
+        r.reconnect = False
+        r.connect(1)
+        r.write(0, b"w")
+        r.reconnect = True
+        r.connect(2)
+        power_cycle(r, 1)
+        assert r.do("flush")[0] == errno.EIO
+
+
+def test_flush_of_a_read_only_and_a_removed_volume() -> None:
+    with rig(read_only=True) as r:
+        assert r.do("flush")[0] == 0
+        r.engine.remove_volume(VOLUME)
+        assert r.do("flush")[0] == errno.ENODEV

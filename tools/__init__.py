@@ -1,0 +1,1 @@
+"""For people who build and run pfvol; nothing of it is installed."""
