@@ -37,7 +37,7 @@ cdef inline bint whole_blocks(const Header* h) noexcept nogil:
 cdef int check_request(const Header* h) noexcept nogil:
     cdef uint32_t blocks = blocks_touched(h.offset, h.length)
     cdef uint32_t op = h.opcode
-    if h.status != 0:
+    if h.status != 0 and (op != OP_WELCOME or h.status >= ST_COUNT):     # a WELCOME may be a refusal
         return BAD_STATUS
     if op == OP_WRITE:
         if h.length == 0 or h.length > IO_SIZE_MAX:
