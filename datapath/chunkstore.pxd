@@ -1,0 +1,20 @@
+# The chunks an SDS holds: the table, slots and intents, applying and reading whole blocks. Shard's thread only.
+from libc.stdint cimport uint32_t, uint64_t
+from datapath.ondisk cimport Tag
+from datapath.targetstate cimport Chunk, Engine
+
+cdef Chunk* chunk_find(Engine* e, uint64_t volume_id, uint32_t index) noexcept nogil
+cdef Chunk* chunk_get(Engine* e, uint64_t volume_id, uint32_t index) noexcept nogil
+# Gives the chunk a slot when it has none. 0, -ENOSPC, -EAGAIN (a checkpoint has to end first), another errno.
+cdef int chunk_allocate(Engine* e, Chunk* c, uint32_t epoch) noexcept nogil
+# Appends the chunk's intent to the open generation when it is not there. 0 or -errno; then c.mark says when it is durable.
+cdef int chunk_intent(Engine* e, Chunk* c) noexcept nogil
+cdef bint chunk_durable(Engine* e, Chunk* c) noexcept nogil
+# Writes whole blocks under one (epoch, seq): bytes first, then tags. 0 or -errno.
+cdef int chunk_write(Engine* e, Chunk* c, uint32_t first, uint32_t count, const char* data, const uint32_t* checks,
+                     uint32_t epoch, uint64_t seq) noexcept nogil
+cdef int chunk_discard(Engine* e, Chunk* c, uint32_t first, uint32_t count, uint32_t epoch, uint64_t seq) noexcept nogil
+# Gives the slot back when nothing lives in it and nobody works on it.
+cdef void chunk_trim(Engine* e, Chunk* c) noexcept nogil
+cdef Tag* chunk_tags(Engine* e, Chunk* c) noexcept nogil
+cdef int chunk_fd(Engine* e, Chunk* c) noexcept nogil

@@ -1,0 +1,189 @@
+"""The chunks an SDS holds (see chunkstore.pxd): which slot, which intent, and the order of a block's bytes and tag.
+
+The order on disk: intent durable, then bytes, then tag. A crash between them leaves a block that does not match its tag in a
+chunk whose intent is there, which recovery finds and the pair settles.
+"""
+
+from libc.errno cimport EIO, ENOMEM, ENOSPC, errno
+from libc.stdlib cimport calloc
+from libc.stdint cimport int64_t
+from datapath.blockfile cimport (Device, device_intent, device_journal_appended, device_journal_durable, device_offset,
+                                 device_slot_alloc, device_slot_free, device_tags)
+from datapath.checksum cimport check_zero_block
+from datapath.ondisk cimport SLOT_NONE, TAG_HOLE
+from datapath.tags cimport tag_is_hole, tag_set
+from datapath.targetstate cimport DeviceState, TargetVolume
+from datapath.volumemap cimport MapVolume, map_volume_find
+from datapath.wire cimport BLOCK_SHIFT, BLOCK_SIZE
+
+cdef extern from "<fcntl.h>" nogil:
+    int fallocate(int fd, int mode, int64_t offset, int64_t size)
+cdef extern from "<linux/falloc.h>" nogil:
+    int FALLOC_FL_PUNCH_HOLE
+    int FALLOC_FL_KEEP_SIZE
+cdef extern from "<unistd.h>" nogil:
+    ssize_t pwrite(int fd, const void* data, size_t size, int64_t offset)
+
+
+cdef inline uint32_t hash_of(Engine* e, uint64_t volume_id, uint32_t index) noexcept nogil:
+    cdef uint64_t h = (volume_id * 0x9E3779B97F4A7C15) ^ (<uint64_t>index * 0xC2B2AE3D27D4EB4F)
+    return <uint32_t>((h ^ (h >> 29)) & (e.table_capacity - 1))
+
+
+cdef Chunk* chunk_find(Engine* e, uint64_t volume_id, uint32_t index) noexcept nogil:
+    cdef Chunk* c = e.table[hash_of(e, volume_id, index)]
+    while c != NULL and (c.index != index or c.volume_id != volume_id):
+        c = c.hash_next
+    return c
+
+
+cdef Chunk* chunk_get(Engine* e, uint64_t volume_id, uint32_t index) noexcept nogil:
+    cdef Chunk* c = chunk_find(e, volume_id, index)
+    cdef uint32_t at
+    if c != NULL:
+        return c
+    c = <Chunk*>calloc(1, sizeof(Chunk))
+    if c == NULL:
+        return NULL
+    c.volume_id = volume_id
+    c.index = index
+    c.slot = SLOT_NONE
+    at = hash_of(e, volume_id, index)
+    c.hash_next = e.table[at]
+    e.table[at] = c
+    e.chunk_count += 1
+    return c
+
+
+cdef inline TargetVolume* volume_of(Engine* e, uint64_t volume_id) noexcept nogil:
+    cdef MapVolume* v = map_volume_find(&e.map, volume_id)
+    return NULL if v == NULL else <TargetVolume*>v.user
+
+
+cdef bint room_for(Engine* e, uint64_t volume_id) noexcept nogil:
+    """A thin volume leaves the room that thick volumes were promised and do not use yet."""
+    cdef TargetVolume* v = volume_of(e, volume_id)
+    cdef uint64_t free = 0, used_by_thick = 0
+    cdef uint32_t i
+    if e.reserved == 0 or (v != NULL and v.thick):
+        return True
+    for i in range(e.device_count):
+        free += e.devices[i].d.free_count
+    for i in range(e.map.capacity):
+        if e.map.table[i] != NULL and e.map.table[i].user != NULL and (<TargetVolume*>e.map.table[i].user).thick:
+            used_by_thick += (<TargetVolume*>e.map.table[i].user).slots
+    return used_by_thick >= e.reserved or free > e.reserved - used_by_thick
+
+
+cdef int chunk_allocate(Engine* e, Chunk* c, uint32_t epoch) noexcept nogil:
+    cdef uint32_t i, best = e.device_count
+    cdef DeviceState* ds
+    cdef TargetVolume* v
+    cdef int64_t slot
+    if c.slot != SLOT_NONE:
+        return 0
+    if not room_for(e, c.volume_id):
+        return -ENOSPC
+    for i in range(e.device_count):
+        if e.devices[i].d.failed == 0 and e.devices[i].d.free_count and (
+                best == e.device_count or e.devices[i].d.free_count > e.devices[best].d.free_count):
+            best = i
+    if best == e.device_count:
+        return -ENOSPC
+    ds = &e.devices[best]
+    slot = device_slot_alloc(ds.d, c.volume_id, c.index, epoch)
+    if slot < 0:
+        return <int>slot
+    c.slot = <uint32_t>slot
+    c.device = best
+    c.live_blocks = 0
+    c.generation = ds.generation
+    c.mark = device_journal_appended(ds.d)
+    v = volume_of(e, c.volume_id)
+    if v != NULL:
+        v.slots += 1
+    return 0
+
+
+cdef int chunk_intent(Engine* e, Chunk* c) noexcept nogil:
+    cdef DeviceState* ds = &e.devices[c.device]
+    cdef int64_t index
+    if ds.d.failed:
+        return -ds.d.failed
+    if c.generation == ds.generation:
+        return 0
+    index = device_intent(ds.d, c.volume_id, c.index, c.slot)
+    if index < 0:
+        return <int>index
+    c.generation = ds.generation
+    c.mark = device_journal_appended(ds.d)
+    return 0
+
+
+cdef bint chunk_durable(Engine* e, Chunk* c) noexcept nogil:
+    return device_journal_durable(e.devices[c.device].d) >= c.mark
+
+
+cdef Tag* chunk_tags(Engine* e, Chunk* c) noexcept nogil:
+    return device_tags(e.devices[c.device].d, c.slot)
+
+
+cdef int chunk_fd(Engine* e, Chunk* c) noexcept nogil:
+    return e.devices[c.device].d.block_fd
+
+
+cdef int chunk_write(Engine* e, Chunk* c, uint32_t first, uint32_t count, const char* data, const uint32_t* checks,
+                     uint32_t epoch, uint64_t seq) noexcept nogil:
+    cdef Device* d = e.devices[c.device].d
+    cdef Tag* tags = device_tags(d, c.slot) + first
+    cdef int64_t offset = <int64_t>device_offset(c.slot) + (<int64_t>first << BLOCK_SHIFT)
+    cdef size_t size = <size_t>count << BLOCK_SHIFT
+    cdef size_t done = 0
+    cdef ssize_t got
+    cdef uint32_t i
+    if d.failed:
+        return -d.failed
+    d.needs_sync = True
+    while done < size:
+        got = pwrite(d.block_fd, data + done, size - done, offset + <int64_t>done)
+        if got <= 0:
+            d.failed = errno if got < 0 else EIO
+            return -d.failed
+        done += got
+    for i in range(count):
+        if tag_is_hole(&tags[i]):
+            c.live_blocks += 1
+        tag_set(&tags[i], checks[i], epoch, seq)
+    return 0
+
+
+cdef int chunk_discard(Engine* e, Chunk* c, uint32_t first, uint32_t count, uint32_t epoch, uint64_t seq) noexcept nogil:
+    cdef Device* d = e.devices[c.device].d
+    cdef Tag* tags = device_tags(d, c.slot) + first
+    cdef uint32_t i
+    if d.failed:
+        return -d.failed
+    d.needs_sync = True
+    if fallocate(d.block_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                 <int64_t>device_offset(c.slot) + (<int64_t>first << BLOCK_SHIFT), <int64_t>count << BLOCK_SHIFT) < 0:
+        d.failed = errno
+        return -d.failed
+    for i in range(count):
+        if not tag_is_hole(&tags[i]):
+            c.live_blocks -= 1
+        tag_set(&tags[i], check_zero_block(c.volume_id, c.index, first + i), epoch, seq | TAG_HOLE)
+    return 0
+
+
+cdef void chunk_trim(Engine* e, Chunk* c) noexcept nogil:
+    cdef TargetVolume* v
+    if c.slot == SLOT_NONE or c.live_blocks or c.ops != NULL or c.unsynced or e.devices[c.device].d.failed:
+        return
+    if device_slot_free(e.devices[c.device].d, c.slot) < 0:
+        return                                             # the journal is full: the next time
+    c.slot = SLOT_NONE
+    c.generation = 0
+    e.devices[c.device].d.needs_sync = True
+    v = volume_of(e, c.volume_id)
+    if v != NULL and v.slots:
+        v.slots -= 1

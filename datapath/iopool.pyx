@@ -1,0 +1,102 @@
+"""A few threads for what may block on a disk (see iopool.pxd). The mutex is taken once per job, never per cached IO."""
+
+from libc.errno cimport errno
+from libc.stdint cimport uint64_t
+from libc.string cimport memset
+from posix.unistd cimport close, read, write
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_create(pthread_t* thread, const void* attributes, void* (*start)(void*) noexcept nogil, void* argument)
+    int pthread_join(pthread_t thread, void** result)
+    int pthread_mutex_init(pthread_mutex_t* mutex, const void* attributes)
+    int pthread_mutex_lock(pthread_mutex_t* mutex)
+    int pthread_mutex_unlock(pthread_mutex_t* mutex)
+    int pthread_mutex_destroy(pthread_mutex_t* mutex)
+    int pthread_cond_init(pthread_cond_t* cond, const void* attributes)
+    int pthread_cond_wait(pthread_cond_t* cond, pthread_mutex_t* mutex)
+    int pthread_cond_signal(pthread_cond_t* cond)
+    int pthread_cond_broadcast(pthread_cond_t* cond)
+    int pthread_cond_destroy(pthread_cond_t* cond)
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd(unsigned int initval, int flags)
+    int EFD_NONBLOCK
+    int EFD_CLOEXEC
+
+
+cdef void* work(void* argument) noexcept nogil:
+    cdef IoPool* p = <IoPool*>argument
+    cdef Job* job
+    cdef uint64_t one = 1
+    while True:
+        pthread_mutex_lock(&p.mutex)
+        while p.queue_head == NULL and not p.stopping:
+            pthread_cond_wait(&p.cond, &p.mutex)
+        job = p.queue_head
+        if job == NULL:
+            pthread_mutex_unlock(&p.mutex)
+            return NULL
+        p.queue_head = job.next
+        pthread_mutex_unlock(&p.mutex)
+        job.run(job)
+        pthread_mutex_lock(&p.mutex)
+        job.next = NULL
+        if p.done_head == NULL:
+            p.done_head = job
+        else:
+            p.done_tail.next = job
+        p.done_tail = job
+        pthread_mutex_unlock(&p.mutex)
+        write(p.event_fd, &one, sizeof(one))
+
+
+cdef int iopool_start(IoPool* p, uint32_t threads) noexcept nogil:
+    memset(p, 0, sizeof(IoPool))
+    p.event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+    if p.event_fd < 0:
+        return -errno
+    pthread_mutex_init(&p.mutex, NULL)
+    pthread_cond_init(&p.cond, NULL)
+    while p.thread_count < threads and p.thread_count < IO_THREADS_MAX:
+        if pthread_create(&p.threads[p.thread_count], NULL, work, p) != 0:
+            break
+        p.thread_count += 1
+    return 0 if p.thread_count else -11
+
+
+cdef void iopool_stop(IoPool* p) noexcept nogil:
+    cdef uint32_t i
+    pthread_mutex_lock(&p.mutex)
+    p.stopping = True
+    pthread_cond_broadcast(&p.cond)
+    pthread_mutex_unlock(&p.mutex)
+    for i in range(p.thread_count):
+        pthread_join(p.threads[i], NULL)
+    p.thread_count = 0
+    pthread_cond_destroy(&p.cond)
+    pthread_mutex_destroy(&p.mutex)
+    close(p.event_fd)
+
+
+cdef void iopool_submit(IoPool* p, Job* job) noexcept nogil:
+    job.next = NULL
+    pthread_mutex_lock(&p.mutex)
+    if p.queue_head == NULL:
+        p.queue_head = job
+    else:
+        p.queue_tail.next = job
+    p.queue_tail = job
+    pthread_cond_signal(&p.cond)
+    pthread_mutex_unlock(&p.mutex)
+
+
+cdef Job* iopool_take(IoPool* p) noexcept nogil:
+    cdef Job* jobs
+    cdef uint64_t count
+    read(p.event_fd, &count, sizeof(count))
+    pthread_mutex_lock(&p.mutex)
+    jobs = p.done_head
+    p.done_head = NULL
+    p.done_tail = NULL
+    pthread_mutex_unlock(&p.mutex)
+    return jobs

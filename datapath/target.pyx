@@ -1,0 +1,655 @@
+"""The SDS engine's thread: its loop, the mailbox's commands, and what Python sees (``Target``; see target.pyi)."""
+
+import threading
+import time
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from posix.time cimport clock_gettime, timespec
+from posix.unistd cimport close
+from datapath.blockfile cimport (BlockDevice, Device, device_checkpoint_begin, device_checkpoint_end, device_intent,
+                                 device_journal_commit, device_journal_void, device_sync, device_sync_begin,
+                                 device_verify_slot)
+from datapath.chunkstore cimport chunk_find, chunk_get, chunk_tags
+from datapath.connection cimport conn_destroy, conn_flush, conn_init, conn_receive, pool_destroy, pool_init
+from datapath.histogram cimport hist_list
+from datapath.iopool cimport Job, iopool_start, iopool_stop, iopool_take
+from datapath.ondisk cimport SLOT_NONE, SLOT_USED
+from datapath.ring cimport Message, ring_clear, ring_destroy, ring_init, ring_pop, ring_push, ring_retry
+from datapath.tags cimport tag_is_hole
+from datapath.targetengine cimport *
+from datapath.targetstate cimport *
+from datapath.targetsync cimport on_frame, peer_lost, sync_begin, sync_continue, unsync
+from datapath.blockfile cimport device_slot_free
+from datapath.volumemap cimport (MapEntry, MapVolume, map_destroy, map_init, map_lookup, map_segment_set,
+                                 map_volume_add, map_volume_find)
+from datapath.wire cimport Header, ST_OK, ST_NOT_AUTHORIZED, bad_frame_text, header_seal, OP_CAPABILITY
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    cdef struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
+    int epoll_wait(int epfd, epoll_event* events, int count, int timeout_ms)
+    int EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CLOEXEC
+    uint32_t EPOLLIN, EPOLLOUT
+cdef extern from "<time.h>" nogil:
+    int CLOCK_BOOTTIME
+cdef extern from "<string.h>" nogil:
+    const char* strerror(int number)
+
+cdef enum:
+    WAKE_COMMANDS = 1 << 20
+    WAKE_JOBS = 2 << 20
+    TABLE_SIZE = 65536
+    TICK_NS = 200000000
+    OUT_BYTES_MAX = 67108864         # a peer that does not read is cut off
+
+cdef enum Command:
+    CMD_STOP = 1
+    CMD_CONN = 2
+    CMD_CLOSE = 3
+    CMD_GRANT = 4
+    CMD_REFUSE = 5
+    CMD_REVOKE = 6
+    CMD_VOLUME = 7
+    CMD_DROP = 8
+    CMD_PURGE = 9
+    CMD_SEGMENT = 10
+    CMD_RESERVED = 11
+    CMD_CHECKPOINT = 12
+    CMD_VERIFY = 13
+
+
+cdef uint64_t now() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_BOOTTIME, &t)
+    return <uint64_t>t.tv_sec * 1000000000 + t.tv_nsec
+
+
+cdef void arm(Engine* e, Conn* c, bint write) noexcept nogil:
+    cdef epoll_event ev
+    ev.events = EPOLLIN | (EPOLLOUT if write else 0)
+    ev.data.u64 = c.id & (CONNS_MAX - 1)
+    c.want_write = write
+    epoll_ctl(e.epoll_fd, EPOLL_CTL_MOD, c.fd, &ev)
+
+
+cdef void drop_conn(Engine* e, Conn* c) noexcept nogil:
+    cdef Session* s = <Session*>c.user
+    cdef const char* why = bad_frame_text(-c.error) if c.error < 0 else (strerror(c.error) if c.error else b"closed")
+    cdef uint32_t length = 0
+    e.counters.bad_frames += c.error < 0
+    while why[length]:
+        length += 1
+    c.closing = True
+    e.conns[c.id & (CONNS_MAX - 1)] = NULL
+    if c.kind == CONN_CLIENT:
+        e.counters.clients -= 1
+        emit(e, EV_CLIENT_CLOSED, c.id, s.node_id, 0, 0, why, length)
+    else:
+        e.counters.peers -= 1
+        if c.kind == CONN_PEER_OUT:
+            peer_lost(e, c)
+        emit(e, EV_PEER_CLOSED, c.id, s.node_id, c.kind == CONN_PEER_OUT, 0, why, length)
+    conn_destroy(c, &e.pool)
+    free(s)
+    free(c)
+
+
+cdef void add_conn(Engine* e, Message* m) noexcept nogil:
+    """a: id, b: fd, c: node, d: incarnation, size: kind."""
+    cdef Conn* c
+    cdef Conn* old
+    cdef Session* s
+    cdef epoll_event ev
+    cdef uint32_t i
+    for i in range(CONNS_MAX):                             # a newer session fences the older one before it is served
+        old = e.conns[i]
+        if old != NULL and old.kind == <int>m.size and (<Session*>old.user).node_id == m.c:
+            drop_conn(e, old)
+    c = <Conn*>calloc(1, sizeof(Conn))
+    s = <Session*>calloc(1, sizeof(Session))
+    if c == NULL or s == NULL or e.conns[m.a & (CONNS_MAX - 1)] != NULL or conn_init(c, &e.pool, <int>m.b, m.a) < 0:
+        free(c)
+        free(s)
+        close(<int>m.b)
+        return
+    c.kind = <int>m.size
+    c.user = s
+    s.node_id = <uint32_t>m.c
+    s.incarnation = m.d
+    e.conns[m.a & (CONNS_MAX - 1)] = c
+    ev.events = EPOLLIN
+    ev.data.u64 = m.a & (CONNS_MAX - 1)
+    epoll_ctl(e.epoll_fd, EPOLL_CTL_ADD, c.fd, &ev)
+    if c.kind == CONN_CLIENT:
+        e.counters.clients += 1
+    else:
+        e.counters.peers += 1
+    if c.kind == CONN_PEER_OUT:
+        sync_begin(e, c)
+
+
+cdef TargetVolume* volume_get(Engine* e, uint64_t volume_id) noexcept nogil:
+    cdef MapVolume* v = map_volume_add(&e.map, volume_id)
+    cdef uint32_t i
+    cdef Chunk* c
+    if v == NULL:
+        return NULL
+    if v.user == NULL:
+        v.user = calloc(1, sizeof(TargetVolume))
+        if v.user != NULL:
+            for i in range(e.table_capacity):
+                c = e.table[i]
+                while c != NULL:
+                    (<TargetVolume*>v.user).slots += c.volume_id == volume_id and c.slot != SLOT_NONE
+                    c = c.hash_next
+    return <TargetVolume*>v.user
+
+
+cdef void grant(Engine* e, Message* m) noexcept nogil:
+    """a: connection, b: request, c: volume, d: expiry; size: may write + 1, 0 refuses with status d."""
+    cdef Conn* c = conn_by_id(e, m.a)
+    cdef Session* s
+    cdef Header h
+    cdef uint32_t i, status = ST_OK
+    if c == NULL or c.kind != CONN_CLIENT:
+        return
+    s = <Session*>c.user
+    memset(&h, 0, sizeof(h))
+    h.opcode = OP_CAPABILITY
+    h.request_id = m.b
+    h.volume_id = m.c
+    if m.kind == CMD_REFUSE:
+        status = <uint32_t>m.d
+    else:
+        for i in range(s.grant_count):
+            if s.grants[i].volume_id == m.c:
+                break
+        else:
+            i = s.grant_count
+            if i == GRANTS_MAX:
+                i = 0                                      # the oldest makes room; its owner presents it again
+            else:
+                s.grant_count += 1
+        s.grants[i].volume_id = m.c
+        s.grants[i].expires_ns = m.d
+        s.grants[i].write = m.size == 2
+    reply_to(e, c.id, &h, status, 0)
+
+
+cdef void revoke(Engine* e, uint64_t volume_id, uint32_t sdc_id) noexcept nogil:
+    cdef uint32_t i, j
+    cdef Session* s
+    for i in range(CONNS_MAX):
+        if e.conns[i] == NULL or e.conns[i].kind != CONN_CLIENT:
+            continue
+        s = <Session*>e.conns[i].user
+        if s.node_id != sdc_id:
+            continue
+        for j in range(s.grant_count):
+            if s.grants[j].volume_id == volume_id:
+                s.grants[j].expires_ns = 0
+
+
+cdef void purge(Engine* e) noexcept nogil:
+    """Gives the slots of purged volumes back, as far as the journal has room; the next tick goes on."""
+    cdef uint32_t i, at, left
+    cdef Chunk* c
+    cdef MapVolume* v
+    cdef TargetVolume* tv
+    e.purging = False
+    for i in range(e.map.capacity):
+        v = e.map.table[i]
+        tv = NULL if v == NULL else <TargetVolume*>v.user
+        if tv == NULL or not tv.purge:
+            continue
+        left = 0
+        for at in range(e.table_capacity):
+            c = e.table[at]
+            while c != NULL:
+                if c.volume_id == v.volume_id:
+                    if c.unsynced:
+                        c.unsynced = False
+                        e.unsynced_count -= 1
+                    if c.slot != SLOT_NONE:
+                        if c.ops == NULL and device_slot_free(e.devices[c.device].d, c.slot) == 0:
+                            c.slot = SLOT_NONE
+                            c.generation = 0
+                            c.live_blocks = 0
+                            e.devices[c.device].d.needs_sync = True
+                        else:
+                            left += 1
+                c = c.hash_next
+        if left:
+            e.purging = True
+            checkpoint_start(e)
+            continue
+        tv.purge = False
+        tv.slots = 0
+        emit(e, EV_PURGED, 0, v.volume_id, 0, 0, NULL, 0)
+
+
+cdef void verify(Engine* e, Message* m) noexcept nogil:
+    cdef Chunk* c = chunk_find(e, m.c, m.a)
+    cdef char* answer
+    cdef Message out
+    if c == NULL or c.slot == SLOT_NONE:
+        emit(e, EV_VERIFIED, 0, m.b, 0, 0, NULL, 0)
+        return
+    answer = <char*>calloc(1, 16384 + 128)
+    if answer == NULL:
+        return
+    device_verify_slot(e.devices[c.device].d, m.c, m.a, c.slot, e.scratch, <unsigned char*>answer + 16384)
+    memcpy(answer, chunk_tags(e, c), 16384)
+    emit(e, EV_VERIFIED, 1, m.b, 0, 0, answer, 16384 + 128)
+    free(answer)
+
+
+cdef void segment(Engine* e, Message* m) noexcept nogil:
+    cdef uint32_t i
+    cdef TargetVolume* v = volume_get(e, m.b)
+    if v != NULL:
+        map_segment_set(map_volume_find(&e.map, m.b), m.a, m.data, m.size)
+    for i in range(e.miss_count):
+        if e.miss_volume[i] == m.b and e.miss_segment[i] == m.a:
+            e.miss_count -= 1
+            e.miss_volume[i] = e.miss_volume[e.miss_count]
+            e.miss_segment[i] = e.miss_segment[e.miss_count]
+            break
+    sync_continue(e)
+
+
+cdef void command(Engine* e, Message* m) noexcept nogil:
+    cdef TargetVolume* v
+    if m.kind == CMD_STOP:
+        e.stopping = True
+    elif m.kind == CMD_CONN:
+        add_conn(e, m)
+    elif m.kind == CMD_CLOSE:
+        if conn_by_id(e, m.a) != NULL:
+            drop_conn(e, conn_by_id(e, m.a))
+    elif m.kind == CMD_GRANT or m.kind == CMD_REFUSE:
+        grant(e, m)
+    elif m.kind == CMD_REVOKE:
+        revoke(e, m.b, m.a)
+    elif m.kind == CMD_SEGMENT:
+        segment(e, m)
+    elif m.kind == CMD_RESERVED:
+        e.reserved = m.b
+    elif m.kind == CMD_CHECKPOINT:
+        checkpoint_start(e)
+    elif m.kind == CMD_VERIFY:
+        verify(e, m)
+    else:
+        v = volume_get(e, m.b)
+        if v == NULL:
+            return
+        if m.kind == CMD_VOLUME:
+            v.size = m.c
+            v.commit = m.d & 1
+            v.thick = (m.d & 2) != 0
+            v.known = True
+            v.dropped = False
+        else:
+            v.dropped = True
+            v.known = True
+            if m.kind == CMD_PURGE:
+                v.purge = True
+                purge(e)
+
+
+cdef void flush_conns(Engine* e) noexcept nogil:
+    cdef uint32_t i = 0
+    cdef Conn* c
+    cdef int result
+    while i < e.dirty_count:
+        c = conn_by_id(e, e.dirty_conns[i])
+        i += 1
+        if c == NULL:
+            continue
+        c.queued = False
+        result = conn_flush(c, &e.pool)
+        if result < 0 or c.out_bytes > OUT_BYTES_MAX:
+            drop_conn(e, c)
+        elif (result == 1) != c.want_write:
+            arm(e, c, result == 1)
+    e.dirty_count = 0
+
+
+cdef void volume_report(Engine* e) noexcept nogil:
+    """What each volume holds here: id, chunks, blocks, and of these as primary; five numbers each."""
+    cdef uint64_t* table = <uint64_t*>calloc(e.map.count + 1024, 40)
+    cdef uint32_t i, at, count = 0, capacity = e.map.count + 1024
+    cdef Chunk* c
+    cdef MapVolume* v
+    cdef const MapEntry* entry
+    if table == NULL:
+        return
+    for i in range(e.table_capacity):
+        c = e.table[i]
+        while c != NULL:
+            if c.slot != SLOT_NONE:
+                at = 0
+                while at < count and table[5 * at] != c.volume_id:
+                    at += 1
+                if at == count and count < capacity:
+                    table[5 * at] = c.volume_id
+                    count += 1
+                if at < count:
+                    table[5 * at + 1] += 1
+                    table[5 * at + 2] += c.live_blocks
+                    v = map_volume_find(&e.map, c.volume_id)
+                    entry = map_lookup(v, c.index) if v != NULL else NULL
+                    if entry == NULL and not (v != NULL and v.user != NULL and (<TargetVolume*>v.user).dropped):
+                        map_miss(e, c.volume_id, c.index >> 10)
+                    elif entry != NULL and entry.primary == e.sds_id:
+                        table[5 * at + 3] += 1
+                        table[5 * at + 4] += c.live_blocks
+            c = c.hash_next
+    emit(e, EV_VOLUMES, count, 0, 0, 0, table, count * 40)
+    free(table)
+
+
+cdef void tick(Engine* e) noexcept nogil:
+    e.next_tick_ns = e.now_ns + TICK_NS
+    ring_retry(&e.events)
+    if e.purging:
+        purge(e)
+    sync_continue(e)
+    volume_report(e)
+
+
+cdef void run(Engine* e) noexcept nogil:
+    """The shard's thread, for its whole life."""
+    cdef epoll_event evs[64]
+    cdef int count, i
+    cdef uint32_t at
+    cdef Message m
+    cdef Job* job
+    cdef Job* following
+    cdef Conn* c
+    while not e.stopping:
+        e.now_ns = now()
+        count = epoll_wait(e.epoll_fd, evs, 64, 50)
+        e.now_ns = now()
+        for i in range(count):
+            if evs[i].data.u64 == WAKE_COMMANDS:
+                ring_clear(&e.commands)
+                while ring_pop(&e.commands, &m):
+                    command(e, &m)
+                    free(m.data)
+            elif evs[i].data.u64 == WAKE_JOBS:
+                job = iopool_take(&e.io)
+                while job != NULL:
+                    following = job.next
+                    job_done(e, job)
+                    job = following
+            else:
+                c = e.conns[evs[i].data.u64]
+                if c == NULL:
+                    continue
+                if evs[i].events & EPOLLOUT:
+                    mark_dirty(e, c)
+                if evs[i].events & ~EPOLLOUT and conn_receive(c, &e.pool, on_frame, e) < 0:
+                    drop_conn(e, c)
+        flush_conns(e)
+        if e.now_ns >= e.next_tick_ns:
+            tick(e)
+    for at in range(CONNS_MAX):
+        if e.conns[at] != NULL:
+            drop_conn(e, e.conns[at])
+    iopool_stop(&e.io)
+
+
+cdef int last_checkpoint(Engine* e) noexcept nogil:
+    """After the thread: everything synced, chunks that still may differ keep their intents."""
+    cdef uint32_t i, at
+    cdef Chunk* c
+    cdef Device* d
+    for i in range(e.device_count):
+        d = e.devices[i].d
+        if d.failed:
+            continue
+        device_checkpoint_begin(d)
+        for at in range(e.table_capacity):
+            c = e.table[at]
+            while c != NULL:
+                if (c.unsynced or c.ops != NULL) and (c.slot != SLOT_NONE and c.device == i
+                                                      or c.slot == SLOT_NONE and i == 0):
+                    device_intent(d, c.volume_id, c.index, c.slot)
+                c = c.hash_next
+        device_sync_begin(d)
+        if device_journal_commit(d) == 0 and device_sync(d) == 0 and device_journal_void(d) == 0:
+            device_checkpoint_end(d)
+    return 0
+
+
+cdef class Target:
+    cdef Engine* e
+    cdef object thread, devices, volumes_seen
+    cdef uint32_t serial
+    cdef bint stopped
+    cdef readonly int event_fd
+
+    def __cinit__(self, uint32_t sds_id, uint64_t incarnation, uint64_t durable_incarnation, *, uint32_t io_threads=2):
+        cdef Engine* e = <Engine*>calloc(1, sizeof(Engine))
+        cdef epoll_event ev
+        if e == NULL:
+            raise MemoryError
+        self.e = e
+        e.sds_id = sds_id
+        e.incarnation = incarnation
+        e.durable_incarnation = durable_incarnation
+        e.table_capacity = TABLE_SIZE
+        e.table = <Chunk**>calloc(TABLE_SIZE, sizeof(Chunk*))
+        e.scratch = <char*>malloc(4194304)
+        pool_init(&e.pool)
+        e.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+        if (e.table == NULL or e.scratch == NULL or e.epoll_fd < 0 or map_init(&e.map) < 0
+                or ring_init(&e.commands, 4096) < 0 or ring_init(&e.events, 4096) < 0):
+            raise MemoryError("no memory or descriptors for the SDS engine")
+        ev.events = EPOLLIN
+        ev.data.u64 = WAKE_COMMANDS
+        epoll_ctl(e.epoll_fd, EPOLL_CTL_ADD, e.commands.event_fd, &ev)
+        self.event_fd = e.events.event_fd
+        self.devices = []
+        self.volumes_seen = {}
+        if iopool_start(&e.io, io_threads) < 0:
+            raise OSError("cannot start the IO threads")
+        ev.data.u64 = WAKE_JOBS
+        epoll_ctl(e.epoll_fd, EPOLL_CTL_ADD, e.io.event_fd, &ev)
+
+    def add_device(self, BlockDevice device):
+        cdef Device* d = device.device
+        cdef Chunk* c
+        cdef uint32_t slot, i, at = self.e.device_count
+        if d == NULL or at == DEVICES_MAX or self.thread is not None:
+            raise ValueError("add_device takes an open, recovered device before start")
+        self.e.devices[at].d = d
+        self.e.devices[at].generation = 1
+        self.e.device_count += 1
+        self.devices.append(device)
+        for slot in range(d.slot_count):
+            if d.slots[slot].state != SLOT_USED:
+                continue
+            c = chunk_get(self.e, d.slots[slot].volume_id, d.slots[slot].chunk_index)
+            if c == NULL:
+                raise MemoryError
+            c.slot = slot
+            c.device = at
+            for i in range(1024):
+                c.live_blocks += not tag_is_hole(&chunk_tags(self.e, c)[i])
+        for volume_id, index, _ in device.dirty:
+            unsync(self.e, chunk_get(self.e, volume_id, index))
+        for volume_id, index in device.freed:
+            unsync(self.e, chunk_get(self.e, volume_id, index))
+
+    def start(self):
+        self.thread = threading.Thread(target=self._main, name="sds-shard", daemon=True)
+        self.thread.start()
+
+    def _main(self):
+        with nogil:
+            run(self.e)
+
+    def stop(self, *, bint checkpoint=True):
+        if self.stopped or self.thread is None:
+            return
+        self.stopped = True
+        self._send(CMD_STOP)
+        self.thread.join()
+        if checkpoint:
+            with nogil:
+                last_checkpoint(self.e)
+
+    cdef int _send(self, uint32_t kind, uint32_t a=0, uint64_t b=0, uint64_t c=0, uint64_t d=0, uint64_t size=0) except -1:
+        cdef Message m
+        m.kind = kind
+        m.a = a
+        m.b = b
+        m.c = c
+        m.d = d
+        m.data = NULL
+        m.size = size
+        ring_retry(&self.e.commands)
+        if ring_push(&self.e.commands, &m) < 0:
+            raise MemoryError
+        return 0
+
+    def _add(self, int fd, uint32_t node_id, uint64_t incarnation, int kind):
+        cdef uint32_t at, tried
+        for tried in range(CONNS_MAX):
+            self.serial += 1
+            at = self.serial & (CONNS_MAX - 1)
+            if self.e.conns[at] == NULL:
+                break
+        self._send(CMD_CONN, self.serial, <uint64_t>fd, node_id, incarnation, <uint64_t>kind)
+        return self.serial
+
+    def add_client(self, int fd, uint32_t sdc_id, uint64_t incarnation):
+        return self._add(fd, sdc_id, incarnation, CONN_CLIENT)
+
+    def add_peer(self, int fd, uint32_t sds_id, uint64_t incarnation, *, bint outgoing):
+        return self._add(fd, sds_id, incarnation, CONN_PEER_OUT if outgoing else CONN_PEER_IN)
+
+    def close_conn(self, uint32_t conn_id):
+        self._send(CMD_CLOSE, conn_id)
+
+    def grant(self, uint32_t conn_id, uint64_t request_id, uint64_t volume_id, *, bint write, uint64_t expires_boot_ns):
+        self._send(CMD_GRANT, conn_id, request_id, volume_id, expires_boot_ns, 2 if write else 1)
+
+    def refuse(self, uint32_t conn_id, uint64_t request_id, uint64_t volume_id, uint32_t status):
+        self._send(CMD_REFUSE, conn_id, request_id, volume_id, status)
+
+    def revoke(self, uint64_t volume_id, uint32_t sdc_id):
+        self._send(CMD_REVOKE, sdc_id, volume_id)
+
+    def set_volume(self, uint64_t volume_id, uint64_t size_bytes, *, bint commit, bint thick):
+        self._send(CMD_VOLUME, 0, volume_id, size_bytes, (1 if commit else 0) | (2 if thick else 0))
+
+    def drop_volume(self, uint64_t volume_id):
+        self._send(CMD_DROP, 0, volume_id)
+
+    def purge_volume(self, uint64_t volume_id):
+        self._send(CMD_PURGE, 0, volume_id)
+
+    def set_segment(self, uint64_t volume_id, uint32_t segment_index, bytes entries not None):
+        cdef Message m
+        memset(&m, 0, sizeof(m))
+        m.kind = CMD_SEGMENT
+        m.a = segment_index
+        m.b = volume_id
+        m.size = len(entries)
+        m.data = <char*>malloc(m.size + 1)
+        if m.data == NULL:
+            raise MemoryError
+        memcpy(m.data, <char*>entries, m.size)
+        ring_retry(&self.e.commands)
+        if ring_push(&self.e.commands, &m) < 0:
+            raise MemoryError
+
+    def set_reserved(self, uint64_t slots):
+        self._send(CMD_RESERVED, 0, slots)
+
+    def checkpoint(self):
+        self._send(CMD_CHECKPOINT)
+
+    def verify(self, uint64_t token, uint64_t volume_id, uint32_t chunk_index):
+        self._send(CMD_VERIFY, chunk_index, token, volume_id)
+
+    def events(self):
+        cdef Message m
+        out = []
+        ring_retry(&self.e.commands)
+        ring_clear(&self.e.events)
+        while ring_pop(&self.e.events, &m):
+            data = PyBytes_FromStringAndSize(m.data, m.size) if m.size else b""
+            free(m.data)
+            event = self._event(&m, data)
+            if event is not None:
+                out.append(event)
+        return out
+
+    cdef _event(self, Message* m, bytes data):
+        text = data.decode("utf-8", "replace") if m.kind in (EV_CLIENT_CLOSED, EV_PEER_CLOSED) else ""
+        if m.kind == EV_CAPABILITY:
+            return ("capability", m.a, m.b, m.c, data)
+        if m.kind == EV_MAP_MISS:
+            return ("map_miss", m.b, m.a)
+        if m.kind == EV_CLIENT_CLOSED:
+            return ("client_closed", m.a, m.b, text)
+        if m.kind == EV_PEER_CLOSED:
+            return ("peer_closed", m.a, m.b, bool(m.c), text)
+        if m.kind == EV_PEER_SYNCED:
+            return ("peer_synced", m.a, m.b, m.c, m.d)
+        if m.kind == EV_DEVICE_FAILED:
+            return ("device_failed", m.a, m.b, (<bytes>strerror(<int>m.b)).decode())
+        if m.kind == EV_CHECKPOINT:
+            return ("checkpoint", m.b, m.c, m.d / 1e9)
+        if m.kind == EV_VERIFIED:
+            return ("verified", m.b, bool(m.a), data[:16384], data[16384:])
+        if m.kind == EV_PURGED:
+            return ("purged", m.b)
+        if m.kind == EV_NO_SPACE:
+            return ("no_space", m.b, m.a)
+        if m.kind == EV_REPAIR:
+            return ("repair_needed", m.b, m.a, m.c, "the block does not match its tag")
+        if m.kind == EV_VOLUMES:
+            numbers = memoryview(data).cast("Q").tolist() if data else []
+            self.volumes_seen = {numbers[i]: tuple(numbers[i + 1:i + 5]) for i in range(0, len(numbers), 5)}
+        return None
+
+    def stats(self):
+        cdef uint64_t total = 0, unused = 0
+        cdef uint32_t i
+        for i in range(self.e.device_count):
+            total += self.e.devices[i].d.slot_count
+            unused += self.e.devices[i].d.free_count + self.e.devices[i].d.quarantine_count
+        figures = dict(self.e.counters)
+        figures.update(slots_total=total, slots_free=unused, slots_used=total - unused, slots_reserved=self.e.reserved,
+                       buffer_bytes=self.e.pool.bytes_out, read_histogram=hist_list(&self.e.read_histogram),
+                       write_histogram=hist_list(&self.e.write_histogram), volumes=dict(self.volumes_seen))
+        return figures
+
+    def __dealloc__(self):
+        if self.e == NULL or (self.thread is not None and not self.stopped):
+            return                                         # the thread still runs: its memory stays
+        if self.thread is None:
+            iopool_stop(&self.e.io)
+        ring_destroy(&self.e.commands)
+        ring_destroy(&self.e.events)
+        map_destroy(&self.e.map)
+        pool_destroy(&self.e.pool)
+        close(self.e.epoll_fd)
+        free(self.e.scratch)
+        free(self.e.table)
+        free(self.e.ops)
+        free(self.e)

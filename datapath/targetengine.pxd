@@ -1,0 +1,41 @@
+# What the SDS engine does with a frame, a finished job, a lost connection. Shard's thread only.
+from libc.stdint cimport uint32_t, uint64_t
+from datapath.connection cimport Conn
+from datapath.iopool cimport Job
+from datapath.targetstate cimport Chunk, Engine, Op
+from datapath.wire cimport Header
+
+cdef enum EventKind:
+    EV_CAPABILITY = 1
+    EV_MAP_MISS = 2
+    EV_CLIENT_CLOSED = 3
+    EV_PEER_CLOSED = 4
+    EV_PEER_SYNCED = 5
+    EV_DEVICE_FAILED = 6
+    EV_CHECKPOINT = 7
+    EV_VERIFIED = 8
+    EV_PURGED = 9
+    EV_NO_SPACE = 10
+    EV_REPAIR = 11
+    EV_STOPPED = 12
+    EV_VOLUMES = 13
+
+cdef void emit(Engine* e, uint32_t kind, uint32_t a, uint64_t b, uint64_t c, uint64_t d, const void* data,
+               uint64_t size) noexcept nogil
+cdef Conn* conn_by_id(Engine* e, uint32_t id) noexcept nogil
+cdef void mark_dirty(Engine* e, Conn* c) noexcept nogil
+cdef void job_done(Engine* e, Job* job) noexcept nogil
+cdef void checkpoint_start(Engine* e) noexcept nogil
+cdef void reply_to(Engine* e, uint32_t conn_id, const Header* request, uint32_t status, uint64_t seq) noexcept nogil
+cdef void reply_head(Engine* e, Header* r, const Header* request, uint32_t status) noexcept nogil
+cdef void map_miss(Engine* e, uint64_t volume_id, uint32_t segment) noexcept nogil
+cdef Conn* peer_conn(Engine* e, uint32_t sds_id, int kind) noexcept nogil
+cdef Op* op_new(Engine* e) noexcept nogil
+# Queues the operation in its chunk, and starts it when nothing overlaps.
+cdef void op_enter(Engine* e, Op* op, Chunk* chunk, uint32_t offset, uint32_t length) noexcept nogil
+cdef void op_settle(Engine* e, Op* op, uint32_t bit, uint32_t status) noexcept nogil
+cdef void chunk_continue(Engine* e, Chunk* chunk) noexcept nogil
+# Applies an operation that the other copy has confirmed first.
+cdef void apply(Engine* e, Op* op) noexcept nogil
+cdef void read_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogil
+cdef void flush_next(Engine* e, Op* op) noexcept nogil

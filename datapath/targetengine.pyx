@@ -1,0 +1,778 @@
+"""The SDS engine's decisions per frame: who may, in which order, where to, and when to answer.
+
+Owns operations from frame to answer. Promises: an acknowledged write is applied here and confirmed by the other copy; of two
+overlapping operations the later one waits; a chunk that may differ from its other copy serves nothing until both agree.
+"""
+
+from libc.errno cimport EAGAIN, EBUSY, EIO, ENOSPC, errno
+from libc.stdint cimport int64_t, uint8_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
+from datapath.blockfile cimport (device_checkpoint_begin, device_checkpoint_end, device_intent, device_journal_appended,
+                                 device_journal_commit, device_journal_durable, device_journal_void, device_offset,
+                                 device_sync, device_sync_begin)
+from datapath.checksum cimport block_seed, check_range, check_zero_block, crc32c, verify_range
+from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_find, chunk_get,
+                                  chunk_intent, chunk_tags, chunk_trim, chunk_write)
+from datapath.connection cimport (BUF_LARGE, buf_get, buf_put, buf_ref, conn_append, conn_append_ref, conn_reserve,
+                                  conn_unreserve)
+from datapath.histogram cimport hist_record
+from datapath.iopool cimport Job, iopool_submit
+from datapath.ondisk cimport (SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, TAG_HOLE, TAG_UNKNOWN, Tag)
+from datapath.ring cimport Message, ring_push
+from datapath.targetsync cimport grant_status, unsync
+from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer, tag_set, tag_set_never
+from datapath.targetstate cimport *
+from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
+from datapath.wire cimport *
+
+cdef extern from "<sys/uio.h>" nogil:
+    cdef struct iovec:
+        void* iov_base
+        size_t iov_len
+    ssize_t preadv2(int fd, const iovec* iov, int count, int64_t offset, int flags)
+    int RWF_NOWAIT
+cdef extern from "<unistd.h>" nogil:
+    ssize_t pread(int fd, void* data, size_t size, int64_t offset)
+
+cdef enum:
+    JOB_COMMIT = 101
+    JOB_SYNC = 102
+    JOB_CHECKPOINT = 103
+
+
+cdef void emit(Engine* e, uint32_t kind, uint32_t a, uint64_t b, uint64_t c, uint64_t d, const void* data,
+               uint64_t size) noexcept nogil:
+    cdef Message m
+    memset(&m, 0, sizeof(m))
+    m.kind = kind
+    m.a = a
+    m.b = b
+    m.c = c
+    m.d = d
+    if size:
+        m.data = <char*>malloc(size)
+        if m.data == NULL:
+            return
+        memcpy(m.data, data, size)
+        m.size = size
+    ring_push(&e.events, &m)
+
+
+cdef void map_miss(Engine* e, uint64_t volume_id, uint32_t segment) noexcept nogil:
+    cdef uint32_t i
+    for i in range(e.miss_count):
+        if e.miss_volume[i] == volume_id and e.miss_segment[i] == segment:
+            return
+    if e.miss_count == MISSES_MAX:
+        return
+    e.miss_volume[e.miss_count] = volume_id
+    e.miss_segment[e.miss_count] = segment
+    e.miss_count += 1
+    emit(e, EV_MAP_MISS, segment, volume_id, 0, 0, NULL, 0)
+
+
+cdef Conn* conn_by_id(Engine* e, uint32_t id) noexcept nogil:
+    cdef Conn* c = e.conns[id & (CONNS_MAX - 1)]
+    return c if c != NULL and c.id == id and not c.closing else NULL
+
+
+cdef void mark_dirty(Engine* e, Conn* c) noexcept nogil:
+    if not c.queued:
+        c.queued = True
+        e.dirty_conns[e.dirty_count] = c.id
+        e.dirty_count += 1
+
+
+cdef Conn* peer_conn(Engine* e, uint32_t sds_id, int kind) noexcept nogil:
+    cdef uint32_t i
+    cdef Conn* c
+    for i in range(CONNS_MAX):
+        c = e.conns[i]
+        if c != NULL and c.kind == kind and not c.closing and (<Session*>c.user).node_id == sds_id:
+            return c
+    return NULL
+
+
+cdef void reply_head(Engine* e, Header* r, const Header* request, uint32_t status) noexcept nogil:
+    r[0] = request[0]
+    r.opcode = request.opcode | OP_REPLY
+    r.status = <uint16_t>status
+    r.flags = 0
+    r.body_length = 0
+    r.incarnation = e.durable_incarnation
+
+
+cdef void reply_to(Engine* e, uint32_t conn_id, const Header* request, uint32_t status, uint64_t seq) noexcept nogil:
+    cdef Conn* c = conn_by_id(e, conn_id)
+    cdef Header r
+    if c == NULL:
+        return
+    reply_head(e, &r, request, status)
+    r.seq = seq
+    header_seal(&r)
+    conn_append(c, &e.pool, &r, HEADER_SIZE)
+    mark_dirty(e, c)
+
+
+cdef uint32_t status_of(int error) noexcept nogil:
+    return ST_NO_SPACE if error == -ENOSPC else (ST_BUSY if error == -EAGAIN else ST_IO_ERROR)
+
+
+# --------------------------------------------------------------------------------------------------------------- operations
+
+cdef Op* op_new(Engine* e) noexcept nogil:
+    cdef Op* op = e.free_ops
+    cdef uint32_t at, serial
+    if op == NULL:
+        op = <Op*>calloc(1, sizeof(Op))
+        if op == NULL:
+            return NULL
+        if e.op_count % 256 == 0:
+            e.ops = <Op**>realloc(e.ops, (e.op_count + 256) * sizeof(Op*))
+        op.slot_of_op = e.op_count
+        e.ops[e.op_count] = op
+        e.op_count += 1
+    else:
+        e.free_ops = op.wait_next
+    at = op.slot_of_op
+    serial = op.serial + 1
+    memset(op, 0, sizeof(Op))
+    op.slot_of_op = at
+    op.serial = serial
+    op.job.owner = op
+    e.counters.queue_depth += 1
+    return op
+
+
+cdef void op_unlink(Op* op) noexcept nogil:
+    cdef Op** at = &op.chunk.ops
+    while at[0] != NULL:
+        if at[0] == op:
+            at[0] = op.next
+            return
+        at = &at[0].next
+
+
+cdef void op_finish(Engine* e, Op* op) noexcept nogil:
+    """Answers, lets go of everything, lets whoever waited go on."""
+    cdef Chunk* chunk = op.chunk
+    cdef uint64_t ns = e.now_ns - op.started_ns
+    if op.kind != KIND_READ:
+        reply_to(e, op.conn_id, &op.h, op.status, op.seq)
+    if op.kind == KIND_WRITE:
+        e.counters.write_ops += 1
+        e.counters.write_bytes += op.h.length
+        e.counters.write_ns += ns
+        hist_record(&e.write_histogram, ns)
+    elif op.kind == KIND_FLUSH:
+        e.counters.flush_ops += 1
+        e.counters.flush_ns += ns
+    if op.owner != NULL:
+        buf_put(&e.pool, op.owner)
+    op.owner = NULL
+    op.serial += 1
+    e.counters.queue_depth -= 1
+    if chunk != NULL:
+        op_unlink(op)
+    op.chunk = NULL
+    op.wait_next = e.free_ops
+    e.free_ops = op
+    if chunk != NULL:
+        chunk_continue(e, chunk)
+        if chunk.ops == NULL and chunk.live_blocks == 0:
+            chunk_trim(e, chunk)
+
+
+cdef void op_settle(Engine* e, Op* op, uint32_t bit, uint32_t status) noexcept nogil:
+    op.pending &= ~bit
+    if status and not op.status:
+        op.status = status
+    if op.pending == 0:
+        op_finish(e, op)
+
+
+cdef bint overlaps_earlier(Op* op) noexcept nogil:
+    cdef Op* other = op.chunk.ops
+    while other != op:
+        if other.first < op.first + op.count and op.first < other.first + other.count:
+            return True
+        other = other.next
+    return False
+
+
+cdef void op_enter(Engine* e, Op* op, Chunk* chunk, uint32_t offset, uint32_t length) noexcept nogil:
+    cdef Op** at = &chunk.ops
+    op.chunk = chunk
+    op.first = offset >> BLOCK_SHIFT
+    op.count = blocks_touched(offset, length)
+    while at[0] != NULL:
+        at = &at[0].next
+    at[0] = op
+    op.next = NULL
+    if not overlaps_earlier(op):
+        op_start(e, op)
+
+
+cdef void chunk_continue(Engine* e, Chunk* chunk) noexcept nogil:
+    """Starts what is no longer behind anything. Starting may finish an operation, so the list is read anew."""
+    cdef Op* op = chunk.ops
+    while op != NULL:
+        if op.state == STATE_QUEUED and not overlaps_earlier(op):
+            op_start(e, op)
+            op = chunk.ops
+            while op != NULL and not (op.state == STATE_QUEUED and not overlaps_earlier(op)):
+                op = op.next
+        else:
+            op = op.next
+
+
+cdef bint may_still(Engine* e, Op* op) noexcept nogil:
+    """A client's operation that has not been applied: its session and its mapping still stand."""
+    cdef Conn* c = conn_by_id(e, op.conn_id)
+    return c != NULL and grant_status(e, c, op.h.volume_id, True) == ST_OK
+
+
+cdef void op_start(Engine* e, Op* op) noexcept nogil:
+    cdef Chunk* chunk = op.chunk
+    cdef bint client = op.kind == KIND_WRITE or op.kind == KIND_DISCARD
+    cdef bint fresh = chunk.slot == SLOT_NONE
+    cdef int error
+    cdef DeviceState* ds
+    op.state = STATE_RUNNING
+    op.pending = PENDING_LOCAL
+    if op.kind == KIND_READ:
+        read_start(e, op)
+        return
+    if client and (chunk.unsynced or not may_still(e, op)):
+        op_settle(e, op, PENDING_LOCAL, ST_NOT_READY if chunk.unsynced else ST_NOT_AUTHORIZED)
+        return
+    if fresh and (op.kind == KIND_DISCARD or op.kind == KIND_REPLICATE_DISCARD):
+        apply(e, op)                                       # nothing here to discard, but the other copy may hold a slot
+        return
+    error = chunk_allocate(e, chunk, op.h.epoch)
+    if error == 0:
+        error = chunk_intent(e, chunk)
+    if error < 0:
+        if error == -EAGAIN or (error == -ENOSPC and not fresh):
+            checkpoint_start(e)
+            error = -EAGAIN
+        elif error == -ENOSPC:
+            emit(e, EV_NO_SPACE, chunk.index, chunk.volume_id, 0, 0, NULL, 0)
+        op_settle(e, op, PENDING_LOCAL, status_of(error))
+        return
+    if fresh and op.kind == KIND_WRITE:
+        op.state = STATE_REMOTE_FIRST
+    if chunk_durable(e, chunk):
+        journaled(e, op)
+        return
+    ds = &e.devices[chunk.device]
+    op.wait_next = NULL
+    op.job.kind = op.state
+    op.state = STATE_JOURNAL
+    if ds.journal_head == NULL:
+        ds.journal_head = op
+    else:
+        ds.journal_tail.wait_next = op
+    ds.journal_tail = op
+    commit_start(e, ds)
+
+
+cdef void journaled(Engine* e, Op* op) noexcept nogil:
+    """The intent is on disk."""
+    if op.state == STATE_REMOTE_FIRST:
+        if not prepare_write(e, op):
+            return
+        if replicate(e, op):
+            return                                         # applied when the other copy has answered
+    apply(e, op)
+
+
+cdef bint prepare_write(Engine* e, Op* op) noexcept nogil:
+    """Names the write and merges unaligned edges with what is there. False when the operation has ended."""
+    cdef uint32_t span = op.count << BLOCK_SHIFT
+    cdef Buf* whole
+    cdef Tag* tags
+    cdef char* at
+    cdef uint32_t edge, block, i
+    if op.seq:
+        return True
+    e.counter += 1
+    op.seq = (e.incarnation << SEQ_COUNTER_BITS) | e.counter
+    if op.kind != KIND_WRITE or ((op.h.offset | op.h.length) & (BLOCK_SIZE - 1)) == 0:
+        return True
+    whole = buf_get(&e.pool, span + IO_BLOCKS_MAX * 4)
+    if whole == NULL:
+        op_settle(e, op, PENDING_LOCAL, ST_BUSY)
+        return False
+    tags = chunk_tags(e, op.chunk)
+    at = whole.data + IO_BLOCKS_MAX * 4
+    for i in range(2):
+        edge = 0 if i == 0 else op.count - 1
+        block = op.first + edge
+        if i == 1 and edge == 0:
+            break
+        if tag_is_hole(&tags[block]):
+            memset(at + (edge << BLOCK_SHIFT), 0, BLOCK_SIZE)
+            continue
+        if (pread(chunk_fd(e, op.chunk), at + (edge << BLOCK_SHIFT), BLOCK_SIZE,
+                  <int64_t>device_offset(op.chunk.slot) + (<int64_t>block << BLOCK_SHIFT)) != BLOCK_SIZE
+                or tag_is_unknown(&tags[block])
+                or crc32c(block_seed(op.chunk.volume_id, op.chunk.index, block), at + (edge << BLOCK_SHIFT), BLOCK_SIZE)
+                != tag_check(&tags[block])):
+            buf_put(&e.pool, whole)
+            e.counters.checksum_errors += 1
+            emit(e, EV_REPAIR, op.chunk.index, op.chunk.volume_id, block, 0, NULL, 0)
+            op_settle(e, op, PENDING_LOCAL, ST_CHECKSUM)
+            return False
+    memcpy(at + (op.h.offset & (BLOCK_SIZE - 1)), op.data, op.h.length)
+    buf_put(&e.pool, op.owner)
+    op.owner = whole
+    op.data = at
+    op.checks = <uint32_t*>whole.data
+    check_range(op.chunk.volume_id, op.chunk.index, op.first << BLOCK_SHIFT, span, at, op.checks)
+    return True
+
+
+cdef bint replicate(Engine* e, Op* op) noexcept nogil:
+    """Sends the write to the other copy, when there is one. The pair's session was seen ready; if it is gone, the chunk
+    is marked and the agreement settles the operation."""
+    cdef MapVolume* v = map_volume_find(&e.map, op.h.volume_id)
+    cdef const MapEntry* entry = map_lookup(v, op.chunk.index) if v != NULL else NULL
+    cdef Header r
+    cdef Conn* c
+    if entry == NULL or entry.secondary == 0:
+        return False
+    op.pending |= PENDING_REMOTE
+    c = peer_conn(e, entry.secondary, CONN_PEER_OUT)
+    if c == NULL:
+        unsync(e, op.chunk)
+        return True
+    memset(&r, 0, sizeof(r))
+    r = op.h
+    r.status = 0
+    r.opcode = OP_REPLICATE if op.kind == KIND_WRITE else OP_REPLICATE_DISCARD
+    r.flags = op.h.flags & FLAG_COMMIT
+    if volume_commit(e, op.h.volume_id):
+        r.flags |= FLAG_COMMIT
+    r.request_id = <uint64_t>op.serial << 32 | op.slot_of_op
+    r.offset = op.first << BLOCK_SHIFT
+    r.length = op.count << BLOCK_SHIFT
+    r.body_length = op.count * 4 + r.length if op.kind == KIND_WRITE else 0
+    r.seq = op.seq
+    r.incarnation = e.incarnation
+    header_seal(&r)
+    conn_append(c, &e.pool, &r, HEADER_SIZE)
+    if op.kind == KIND_WRITE:
+        conn_append(c, &e.pool, op.checks, op.count * 4)
+        if r.length <= 8192:
+            conn_append(c, &e.pool, op.data, r.length)
+        else:
+            conn_append_ref(c, &e.pool, op.owner, op.data, r.length)
+    mark_dirty(e, c)
+    return True
+
+
+cdef bint volume_commit(Engine* e, uint64_t volume_id) noexcept nogil:
+    cdef MapVolume* v = map_volume_find(&e.map, volume_id)
+    return v != NULL and v.user != NULL and (<TargetVolume*>v.user).commit
+
+
+cdef int apply_tagged(Engine* e, Op* op) noexcept nogil:
+    """A primary's blocks: each is applied only if it is newer than what is here, or what is here is not to be trusted."""
+    cdef Tag* tags = chunk_tags(e, op.chunk)
+    cdef Tag* mine
+    cdef Tag* theirs
+    cdef uint32_t i
+    cdef uint32_t epoch = op.h.epoch
+    cdef uint64_t seq = op.h.seq
+    cdef int error = 0
+    for i in range(op.count):
+        mine = &tags[op.first + i]
+        if op.kind == KIND_PUSH:
+            theirs = &op.push_tags[i]
+            epoch = theirs.epoch
+            seq = theirs.seq
+        if not (tag_newer(epoch, seq, mine) or tag_is_unknown(mine) or op.h.flags & FLAG_RESYNC):
+            continue
+        if op.kind == KIND_REPLICATE_DISCARD or seq & TAG_HOLE:
+            error = chunk_discard(e, op.chunk, op.first + i, 1, epoch, seq & SEQ_MASK)
+        else:
+            error = chunk_write(e, op.chunk, op.first + i, 1, op.data + (i << BLOCK_SHIFT), op.checks + i, epoch,
+                                seq & SEQ_MASK)
+        if error < 0:
+            return error
+    return 0
+
+
+cdef void apply(Engine* e, Op* op) noexcept nogil:
+    cdef Tag* tags
+    cdef uint32_t i
+    cdef int error = 0
+    cdef bint newer = True
+    if op.kind == KIND_WRITE or op.kind == KIND_DISCARD:
+        if op.state != STATE_REMOTE_FIRST:
+            if op.chunk.unsynced:
+                op_settle(e, op, PENDING_LOCAL, ST_NOT_READY)
+                return
+            if not prepare_write(e, op):
+                return
+            replicate(e, op)
+        op.state = STATE_RUNNING
+        if op.kind == KIND_WRITE:
+            error = chunk_write(e, op.chunk, op.first, op.count, op.data, op.checks, op.h.epoch, op.seq)
+        elif op.chunk.slot != SLOT_NONE:
+            error = chunk_discard(e, op.chunk, op.first, op.count, op.h.epoch, op.seq)
+    elif op.chunk.slot != SLOT_NONE:
+        op.seq = op.h.seq
+        tags = chunk_tags(e, op.chunk)
+        for i in range(op.count):
+            newer = newer and tag_newer(op.h.epoch, op.h.seq, &tags[op.first + i])
+        if op.kind == KIND_REPLICATE and newer:
+            error = chunk_write(e, op.chunk, op.first, op.count, op.data, op.checks, op.h.epoch, op.h.seq)
+        elif op.kind == KIND_REPLICATE_DISCARD and newer:
+            error = chunk_discard(e, op.chunk, op.first, op.count, op.h.epoch, op.h.seq)
+        else:
+            error = apply_tagged(e, op)
+    if error < 0:
+        device_failed(e, &e.devices[op.chunk.device])
+    elif op.h.flags & FLAG_COMMIT or volume_commit(e, op.h.volume_id):
+        op.pending |= PENDING_SYNC
+        sync_wait(e, op)
+    op_settle(e, op, PENDING_LOCAL, ST_IO_ERROR if error < 0 else 0)
+
+
+# -------------------------------------------------------------------------------------------------------------------- reads
+
+cdef uint32_t read_plan(Engine* e, Chunk* chunk, uint32_t first, uint32_t count, uint32_t* checks) noexcept nogil:
+    """Fills the check values. ST_OK, ST_CHECKSUM for an unknown block, or ST_COUNT when all of it reads as zeros."""
+    cdef Tag* tags
+    cdef uint32_t i
+    cdef bint holes = True
+    if chunk == NULL or chunk.slot == SLOT_NONE:
+        return ST_COUNT
+    tags = chunk_tags(e, chunk) + first
+    for i in range(count):
+        if tag_is_unknown(&tags[i]):
+            return ST_CHECKSUM
+        holes = holes and tag_is_hole(&tags[i])
+        checks[i] = tag_check(&tags[i])
+    return ST_COUNT if holes else ST_OK
+
+
+cdef bint busy(Chunk* chunk, uint32_t first, uint32_t count) noexcept nogil:
+    cdef Op* op = chunk.ops
+    while op != NULL:
+        if op.first < first + count and first < op.first + op.count:
+            return True
+        op = op.next
+    return False
+
+
+cdef void read_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogil:
+    """Answers from the page cache where it can, else through the pool."""
+    cdef Header r
+    cdef uint32_t count = h.length >> BLOCK_SHIFT
+    cdef uint32_t first = h.offset >> BLOCK_SHIFT
+    cdef uint32_t status
+    cdef uint32_t head = HEADER_SIZE + count * 4
+    cdef iovec iov
+    cdef char* room
+    cdef Buf* large = NULL
+    cdef ssize_t got
+    cdef Op* op
+    if chunk != NULL and chunk.ops != NULL and busy(chunk, first, count):
+        op = op_new(e)
+        if op != NULL:
+            op.kind = KIND_READ
+            op.conn_id = c.id
+            op.h = h[0]
+            op.started_ns = e.now_ns
+            op_enter(e, op, chunk, h.offset, h.length)
+        return
+    if h.length <= 65536:
+        room = conn_reserve(c, &e.pool, head + h.length)
+    else:
+        large = buf_get(&e.pool, head + h.length)
+        room = NULL if large == NULL else large.data
+    if room == NULL:
+        reply_to(e, c.id, h, ST_BUSY, 0)
+        return
+    status = read_plan(e, chunk, first, count, <uint32_t*>(room + HEADER_SIZE))
+    if status == ST_OK:
+        iov.iov_base = room + head
+        iov.iov_len = h.length
+        got = preadv2(chunk_fd(e, chunk), &iov, 1,
+                      <int64_t>device_offset(chunk.slot) + h.offset, RWF_NOWAIT)
+        if got == h.length:
+            reply_head(e, &r, h, ST_OK)
+            r.body_length = count * 4 + h.length
+            header_seal(&r)
+            memcpy(room, &r, HEADER_SIZE)
+            if large != NULL:
+                conn_append_ref(c, &e.pool, large, room, head + h.length)
+                buf_put(&e.pool, large)
+            mark_dirty(e, c)
+            e.counters.reads_inline += 1
+            e.counters.read_ops += 1
+            e.counters.read_bytes += h.length
+            hist_record(&e.read_histogram, 0)
+            return
+    if large != NULL:
+        buf_put(&e.pool, large)
+    else:
+        conn_unreserve(c, head + h.length)
+    if status == ST_OK:
+        op = op_new(e)
+        if op != NULL:
+            op.kind = KIND_READ
+            op.conn_id = c.id
+            op.h = h[0]
+            op.started_ns = e.now_ns
+            op_enter(e, op, chunk, h.offset, h.length)
+        return
+    read_refuse(e, c.id, h, status)
+
+
+cdef void read_refuse(Engine* e, uint32_t conn_id, Header* h, uint32_t status) noexcept nogil:
+    cdef Conn* c = conn_by_id(e, conn_id)
+    cdef Header r
+    if status != ST_COUNT:
+        e.counters.checksum_errors += status == ST_CHECKSUM
+        reply_to(e, conn_id, h, status, 0)
+        return
+    if c == NULL:
+        return
+    reply_head(e, &r, h, ST_OK)
+    r.flags = FLAG_ZEROS
+    header_seal(&r)
+    conn_append(c, &e.pool, &r, HEADER_SIZE)
+    mark_dirty(e, c)
+    e.counters.read_ops += 1
+    e.counters.read_bytes += h.length
+
+
+cdef void read_start(Engine* e, Op* op) noexcept nogil:
+    """A read that had to wait, or that the page cache does not hold: it keeps its range while a pool thread reads."""
+    cdef uint32_t status
+    op.owner = buf_get(&e.pool, op.h.length + op.count * 4)
+    if op.owner == NULL:
+        status = ST_BUSY
+    else:
+        op.checks = <uint32_t*>op.owner.data
+        op.data = op.owner.data + op.count * 4
+        status = ST_NOT_READY if op.chunk.unsynced else read_plan(e, op.chunk, op.first, op.count, op.checks)
+    if status != ST_OK:
+        read_refuse(e, op.conn_id, &op.h, status)
+        op_finish(e, op)
+        return
+    op.fd = chunk_fd(e, op.chunk)
+    op.offset = device_offset(op.chunk.slot) + op.h.offset
+    op.job.run = read_run
+    op.job.kind = KIND_READ
+    e.counters.reads_pooled += 1
+    iopool_submit(&e.io, &op.job)
+
+
+cdef void read_run(Job* job) noexcept nogil:
+    """Pool thread."""
+    cdef Op* op = <Op*>job.owner
+    cdef ssize_t got = pread(op.fd, op.data, op.h.length, op.offset)
+    job.result = 0 if got == op.h.length else (-errno if got < 0 else -EIO)
+
+
+cdef void read_done(Engine* e, Op* op) noexcept nogil:
+    cdef Conn* c = conn_by_id(e, op.conn_id)
+    cdef Header r
+    if c != NULL:
+        reply_head(e, &r, &op.h, ST_OK if op.job.result == 0 else ST_IO_ERROR)
+        if op.job.result == 0:
+            r.body_length = op.count * 4 + op.h.length
+        header_seal(&r)
+        conn_append(c, &e.pool, &r, HEADER_SIZE)
+        if op.job.result == 0:
+            conn_append_ref(c, &e.pool, op.owner, op.owner.data, r.body_length)
+        mark_dirty(e, c)
+        e.counters.read_ops += 1
+        e.counters.read_bytes += op.h.length
+        e.counters.read_ns += e.now_ns - op.started_ns
+        hist_record(&e.read_histogram, e.now_ns - op.started_ns)
+    op_finish(e, op)
+
+
+# ---------------------------------------------------------------------------------------- journal, syncs, checkpoints
+
+cdef void commit_run(Job* job) noexcept nogil:
+    job.result = device_journal_commit((<DeviceState*>job.owner).d)
+
+
+cdef void sync_run(Job* job) noexcept nogil:
+    job.result = device_sync((<DeviceState*>job.owner).d)
+
+
+cdef void checkpoint_run(Job* job) noexcept nogil:
+    job.result = device_sync((<DeviceState*>job.owner).d)
+    if job.result == 0:
+        job.result = device_journal_void((<DeviceState*>job.owner).d)
+
+
+cdef void commit_start(Engine* e, DeviceState* ds) noexcept nogil:
+    if ds.commit_running:
+        return
+    ds.commit_running = True
+    ds.commit_job.run = commit_run
+    ds.commit_job.owner = ds
+    ds.commit_job.kind = JOB_COMMIT
+    iopool_submit(&e.io, &ds.commit_job)
+
+
+cdef void device_failed(Engine* e, DeviceState* ds) noexcept nogil:
+    if not ds.reported and ds.d.failed:
+        ds.reported = True
+        emit(e, EV_DEVICE_FAILED, ds.d.index, ds.d.failed, 0, 0, NULL, 0)
+
+
+cdef void commit_done(Engine* e, DeviceState* ds) noexcept nogil:
+    cdef Op* op
+    cdef uint64_t durable = device_journal_durable(ds.d)
+    ds.commit_running = False
+    e.counters.journal_commits += 1
+    if ds.commit_job.result < 0:
+        device_failed(e, ds)
+    while ds.journal_head != NULL:
+        op = ds.journal_head
+        if ds.commit_job.result == 0 and op.chunk.mark > durable:
+            break
+        ds.journal_head = op.wait_next
+        op.wait_next = NULL
+        op.state = op.job.kind
+        if ds.commit_job.result < 0:
+            op_settle(e, op, PENDING_LOCAL, ST_IO_ERROR)
+        else:
+            journaled(e, op)
+    if ds.checkpoint == 1 and durable >= ds.checkpoint_mark and ds.commit_job.result == 0:
+        checkpoint_go(e, ds)
+    if ds.journal_head != NULL or (ds.checkpoint == 1 and ds.commit_job.result == 0):
+        commit_start(e, ds)
+
+
+cdef void sync_wait(Engine* e, Op* op) noexcept nogil:
+    """Adds the operation to the next sync of its chunk's device."""
+    sync_wait_on(e, op, &e.devices[op.chunk.device])
+
+
+cdef void sync_wait_on(Engine* e, Op* op, DeviceState* ds) noexcept nogil:
+    op.sync_wait += 1
+    op.wait_next = ds.sync_next
+    ds.sync_next = op
+    sync_start(e, ds)
+
+
+cdef void sync_start(Engine* e, DeviceState* ds) noexcept nogil:
+    if ds.sync_running or ds.sync_next == NULL:
+        return
+    ds.sync_running = True
+    ds.sync_now = ds.sync_next
+    ds.sync_next = NULL
+    device_sync_begin(ds.d)
+    ds.sync_job.run = sync_run
+    ds.sync_job.owner = ds
+    ds.sync_job.kind = JOB_SYNC
+    iopool_submit(&e.io, &ds.sync_job)
+
+
+cdef void sync_done(Engine* e, DeviceState* ds) noexcept nogil:
+    cdef Op* op = ds.sync_now
+    cdef Op* following
+    ds.sync_now = NULL
+    ds.sync_running = False
+    if ds.sync_job.result < 0:
+        device_failed(e, ds)
+    while op != NULL:
+        following = op.wait_next
+        op.wait_next = NULL
+        op.sync_wait -= 1
+        if ds.sync_job.result < 0:
+            op.status = ST_IO_ERROR
+        if op.kind == KIND_FLUSH:
+            flush_next(e, op)
+        elif op.sync_wait == 0:
+            op_settle(e, op, PENDING_SYNC, 0)
+        op = following
+    sync_start(e, ds)
+
+
+cdef void flush_next(Engine* e, Op* op) noexcept nogil:
+    """A flush goes through the devices one after another: it is in one device's list at a time."""
+    cdef DeviceState* ds
+    while op.first < e.device_count:
+        ds = &e.devices[op.first]
+        op.first += 1
+        if ds.d.failed:
+            op.status = ST_IO_ERROR
+        elif ds.d.needs_sync or ds.sync_running or ds.checkpoint == 2:
+            sync_wait_on(e, op, ds)
+            return
+    op_settle(e, op, PENDING_SYNC, 0)
+
+
+cdef void checkpoint_start(Engine* e) noexcept nogil:
+    cdef uint32_t i, at
+    cdef DeviceState* ds
+    cdef Chunk* c
+    cdef int64_t generation
+    for i in range(e.device_count):
+        ds = &e.devices[i]
+        if ds.d.failed or ds.checkpoint:
+            continue
+        generation = device_checkpoint_begin(ds.d)
+        if generation < 0:
+            device_failed(e, ds)
+            continue
+        ds.generation += 1
+        ds.checkpoint_generation = generation
+        ds.checkpoint_started_ns = e.now_ns
+        for at in range(e.table_capacity):
+            c = e.table[at]
+            while c != NULL:
+                if c.slot != SLOT_NONE and c.device == i and (c.ops != NULL or c.unsynced):
+                    chunk_intent(e, c)
+                elif c.slot == SLOT_NONE and c.unsynced and i == 0:
+                    device_intent(ds.d, c.volume_id, c.index, SLOT_NONE)
+                c = c.hash_next
+        ds.checkpoint_mark = device_journal_appended(ds.d)
+        ds.checkpoint = 1
+        if device_journal_durable(ds.d) >= ds.checkpoint_mark:
+            checkpoint_go(e, ds)
+        else:
+            commit_start(e, ds)
+
+
+cdef void checkpoint_go(Engine* e, DeviceState* ds) noexcept nogil:
+    ds.checkpoint = 2
+    device_sync_begin(ds.d)
+    ds.checkpoint_job.run = checkpoint_run
+    ds.checkpoint_job.owner = ds
+    ds.checkpoint_job.kind = JOB_CHECKPOINT
+    iopool_submit(&e.io, &ds.checkpoint_job)
+
+
+cdef void checkpoint_done(Engine* e, DeviceState* ds) noexcept nogil:
+    ds.checkpoint = 0
+    if ds.checkpoint_job.result < 0:
+        device_failed(e, ds)
+        return
+    device_checkpoint_end(ds.d)
+    e.counters.checkpoints += 1
+    emit(e, EV_CHECKPOINT, 0, ds.checkpoint_generation, 0, e.now_ns - ds.checkpoint_started_ns, NULL, 0)
+
+
+cdef void job_done(Engine* e, Job* job) noexcept nogil:
+    if job.kind == KIND_READ:
+        read_done(e, <Op*>job.owner)
+    elif job.kind == JOB_COMMIT:
+        commit_done(e, <DeviceState*>job.owner)
+    elif job.kind == JOB_SYNC:
+        sync_done(e, <DeviceState*>job.owner)
+    else:
+        checkpoint_done(e, <DeviceState*>job.owner)
