@@ -26,7 +26,7 @@ cdef extern from "<unistd.h>" nogil:
 
 
 cdef inline uint32_t hash_of(Engine* e, uint64_t volume_id, uint32_t index) noexcept nogil:
-    cdef uint64_t h = (volume_id * 0x9E3779B97F4A7C15) ^ (<uint64_t>index * 0xC2B2AE3D27D4EB4F)
+    cdef uint64_t h = (volume_id * <uint64_t>0x9E3779B1) ^ (<uint64_t>index * <uint64_t>0x85EBCA77)
     return <uint32_t>((h ^ (h >> 29)) & (e.table_capacity - 1))
 
 

@@ -83,9 +83,11 @@ cdef void arm(Engine* e, Conn* c, bint write) noexcept nogil:
 
 cdef void drop_conn(Engine* e, Conn* c) noexcept nogil:
     cdef Session* s = <Session*>c.user
-    cdef const char* why = bad_frame_text(-c.error) if c.error < 0 else (strerror(c.error) if c.error else b"closed")
+    cdef const char* why = strerror(c.error)
     cdef uint32_t length = 0
-    e.counters.bad_frames += c.error < 0
+    if c.error < 0:
+        why = bad_frame_text(-c.error)
+        e.counters.bad_frames += 1
     while why[length]:
         length += 1
     c.closing = True

@@ -500,8 +500,8 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
     cdef uint32_t at
     cdef Op* op
     if h.opcode == (OP_REPLICATE | OP_REPLY) or h.opcode == (OP_REPLICATE_DISCARD | OP_REPLY):
-        at = h.request_id & 0xffffffff
-        if at >= e.op_count or e.ops[at].serial != h.request_id >> 32:
+        at = <uint32_t>h.request_id
+        if at >= e.op_count or e.ops[at].serial != <uint32_t>(h.request_id >> 32):
             return 0                                       # settled meanwhile by the pair's agreement
         op = e.ops[at]
         if op.chunk == NULL or not op.pending & PENDING_REMOTE:
