@@ -1,5 +1,5 @@
-# Pooled buffers and framed, pipelined, non-blocking connections: what both engines share. Everything here belongs to one
-# shard's thread; nothing is locked.
+# Pooled buffers and framed, pipelined, non-blocking connections: what both engines share. Everything here belongs to
+# one shard's thread; nothing is locked.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stddef cimport size_t
 from datapath.wire cimport Header
@@ -83,7 +83,8 @@ cdef int conn_init(Conn* c, Pool* p, int fd, uint32_t id) noexcept nogil
 cdef void conn_destroy(Conn* c, Pool* p) noexcept nogil
 # Reads what is there (bounded per call) and calls fn. 0: fine; 1: more may be waiting; <0: closed, c.error says why.
 cdef int conn_receive(Conn* c, Pool* p, frame_fn fn, void* context) noexcept nogil
-# Room for `size` bytes at the end of the output, to be filled at once by the caller; NULL when memory is gone or size > BUF_MEDIUM.
+# Room for `size` bytes at the end of the output, to be filled at once by the caller; NULL when memory is gone or
+# size > BUF_MEDIUM.
 cdef char* conn_reserve(Conn* c, Pool* p, uint32_t size) noexcept nogil
 # Takes back the last `size` bytes of what conn_reserve just gave.
 cdef void conn_unreserve(Conn* c, uint32_t size) noexcept nogil

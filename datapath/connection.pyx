@@ -1,15 +1,15 @@
 """Pooled buffers and framed, pipelined, non-blocking connections, shared by both engines (see connection.pxd).
 
 Owns the sockets it is given and the buffers it hands out. Assumes that one thread alone uses a Pool and the connections
-on it. Promises: a frame reaches the engine only whole and with a checked header; a body that the engine keeps a reference to is
-never overwritten; nothing is sent twice or out of order.
+on it. Promises: a frame reaches the engine only whole and with a checked header; a body that the engine keeps a
+reference to is never overwritten; nothing is sent twice or out of order.
 """
 
 from libc.errno cimport EAGAIN, ECONNRESET, EINTR, ENOBUFS, ENOMEM, errno
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
 from posix.unistd cimport close
-from datapath.wire cimport BODY_SIZE_MAX, HEADER_SIZE, Header, bad_frame_text, header_check, header_seal
+from datapath.wire cimport HEADER_SIZE, Header, header_check
 
 cdef extern from "sys/uio.h" nogil:
     cdef struct iovec:
@@ -38,7 +38,7 @@ cdef enum:
     IOV_MAX_PER_SEND = 128
 
 
-# ------------------------------------------------------------------------------------------------------------------ buffers
+# -------------------------------------------------------------------------------------------------------------- buffers
 
 cdef inline uint32_t class_of(size_t need) noexcept nogil:
     return 0 if need <= BUF_SMALL else (1 if need <= BUF_MEDIUM else 2)
@@ -106,7 +106,7 @@ cdef void buf_put(Pool* p, Buf* b) noexcept nogil:
     p.free_count[b.cls] += 1
 
 
-# -------------------------------------------------------------------------------------------------------------- connections
+# ---------------------------------------------------------------------------------------------------------- connections
 
 cdef int conn_init(Conn* c, Pool* p, int fd, uint32_t id) noexcept nogil:
     memset(c, 0, sizeof(Conn))
@@ -239,12 +239,12 @@ cdef int finish_body(Conn* c, Pool* p, frame_fn fn, void* context) noexcept nogi
 
 cdef int conn_receive(Conn* c, Pool* p, frame_fn fn, void* context) noexcept nogil:
     cdef iovec iov[2]
-    cdef int count, turn
+    cdef int _turn
     cdef uint32_t body_room, room
     cdef ssize_t got
     if c.closing:
         return -1
-    for turn in range(RECEIVES_PER_CALL):
+    for _turn in range(RECEIVES_PER_CALL):
         if make_room(c, p) < 0:
             return close_with(c, ENOMEM)
         room = c.in_buf.size - c.in_end
@@ -419,7 +419,7 @@ cdef int conn_flush(Conn* c, Pool* p) noexcept nogil:
     return 0
 
 
-# ------------------------------------------------------------------------------------------------------- for tests and tools
+# -------------------------------------------------------------------------------------------------- for tests and tools
 
 cdef int collect_frame(void* context, Conn* c, Header* h, char* body, Buf* owner) noexcept nogil:
     cdef int keep
@@ -439,7 +439,7 @@ cdef class TestConnection:
     cdef public list frames
 
     def __cinit__(self, int fd, bint retain=False):
-        """Takes over `fd`. With `retain`, bodies stay referenced (up to 64), as an engine does with writes in flight."""
+        """Takes over `fd`. With `retain`, bodies stay referenced (up to 64), as in an engine with writes in flight."""
         pool_init(&self.pool)
         if conn_init(&self.conn, &self.pool, fd, 1) < 0:
             raise MemoryError

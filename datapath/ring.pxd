@@ -1,6 +1,6 @@
 # The mailbox between a trio program and an engine's thread: two rings of fixed-size messages, an eventfd each.
-# One producer, one consumer a ring: commands (trio -> engine), events (engine -> trio). No Python object crosses it; `data` is
-# malloc'ed by the producer and freed by the consumer.
+# One producer, one consumer a ring: commands (trio -> engine), events (engine -> trio). No Python object crosses it;
+# `data` is malloc'ed by the producer and freed by the consumer.
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef struct Message:
@@ -24,7 +24,8 @@ cdef struct Ring:
 
 cdef int ring_init(Ring* r, uint32_t capacity) noexcept nogil
 cdef void ring_destroy(Ring* r) noexcept nogil
-# Never blocks and never loses: what does not fit waits in the producer's overflow until ring_retry. -ENOMEM only when memory is gone.
+# Never blocks and never loses: what does not fit waits in the producer's overflow until ring_retry. -ENOMEM only when
+# memory is gone.
 cdef int ring_push(Ring* r, const Message* m) noexcept nogil
 # Moves overflowed messages into the ring when there is room (producer). Returns how many still wait.
 cdef uint32_t ring_retry(Ring* r) noexcept nogil

@@ -118,7 +118,7 @@ cdef void ring_clear(Ring* r) noexcept nogil:
     read(r.event_fd, &count, sizeof(count))
 
 
-# ------------------------------------------------------------------------------------------------------------- for tests
+# ------------------------------------------------------------------------------------------------------------ for tests
 
 cdef class TestRing:
     """A ring of (kind, b) pairs for tests; producer and consumer may be two threads."""

@@ -19,14 +19,15 @@ class Target:
         """Before ``start``: the engine indexes its slots and owns it from now on."""
     def start(self) -> None: ...
     def stop(self, *, checkpoint: bool = True) -> None:
-        """Answers what is in flight where it can, checkpoints, joins the thread (blocking: call it in a worker thread)."""
+        """Answers what is in flight where it can, checkpoints, joins the thread (blocks: use a worker thread)."""
     def events(self) -> list[tuple[Any, ...]]:
         """What happened since the last call, in order:
 
         - ``("capability", conn_id, request_id, volume_id, token: bytes)``: answer with ``grant`` or ``refuse``
         - ``("map_miss", volume_id, segment_index)``: answer with ``set_segment`` (asked once until it is answered)
         - ``("volume_miss", volume_id)``: answer with ``set_volume`` or ``drop_volume``
-        - ``("client_closed", conn_id, sdc_id, reason: str)``, ``("peer_closed", conn_id, sds_id, outgoing: bool, reason: str)``
+        - ``("client_closed", conn_id, sdc_id, reason: str)``
+        - ``("peer_closed", conn_id, sds_id, outgoing: bool, reason: str)``
         - ``("peer_synced", sds_id, chunks, blocks_pulled, blocks_pushed)``: the pair agrees, chunks of the pair serve
         - ``("device_failed", device_index, errno, message: str)``
         - ``("checkpoint", generation, chunks, seconds)``
@@ -37,7 +38,7 @@ class Target:
         - ``("stopped",)``
         """
     def add_client(self, fd: int, sdc_id: int, incarnation: int) -> int:
-        """Hands over an authenticated socket of an SDC (the engine owns fd); older sessions of that SDC are closed first."""
+        """Hands over an authenticated socket of an SDC (the engine owns fd); its older sessions are closed first."""
     def add_peer(self, fd: int, sds_id: int, incarnation: int, *, outgoing: bool) -> int:
         """An authenticated socket to another SDS: outgoing = we are the primary's side (we replicate on it)."""
     def close_conn(self, conn_id: int) -> None: ...
@@ -54,7 +55,7 @@ class Target:
     def set_segment(self, volume_id: int, segment_index: int, entries: bytes) -> None:
         """The map of 1024 chunks: 12 bytes each, ``<IHHHH``: epoch, primary, secondary, learner, flags (0)."""
     def set_reserved(self, slots: int) -> None:
-        """Slots promised to thick volumes on this SDS in all (used ones included): thin allocations leave room for the rest."""
+        """Slots promised to thick volumes on this SDS in all (used ones included): thin ones leave room for them."""
     def checkpoint(self) -> None: ...
     def verify(self, token: int, volume_id: int, chunk_index: int) -> None: ...
     def stats(self) -> dict[str, Any]:

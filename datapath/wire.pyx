@@ -141,8 +141,7 @@ cdef const char* bad_frame_text(int code) noexcept nogil:
     return "bad frame"
 
 
-# ---------------------------------------------------------------------------------------------- for trio, tests and tools
-
+# -------------------------------------------------------------------------------------------- for trio, tests and tools
 
 
 def pack_header(int opcode, *, int status=0, uint32_t flags=0, uint64_t request_id=0, uint64_t volume_id=0,
@@ -202,8 +201,8 @@ def bench_headers(uint64_t count):
 
 
 WIRE = {
-    "WIRE_VERSION": WIRE_VERSION, "HEADER_SIZE": HEADER_SIZE, "IO_SIZE_MAX": IO_SIZE_MAX, "BODY_SIZE_MAX": BODY_SIZE_MAX,
-    "CONTROL_BODY_MAX": CONTROL_BODY_MAX,
+    "WIRE_VERSION": WIRE_VERSION, "HEADER_SIZE": HEADER_SIZE, "IO_SIZE_MAX": IO_SIZE_MAX,
+    "BODY_SIZE_MAX": BODY_SIZE_MAX, "CONTROL_BODY_MAX": CONTROL_BODY_MAX,
     "OP_HELLO": OP_HELLO, "OP_CHALLENGE": OP_CHALLENGE, "OP_PROOF": OP_PROOF, "OP_WELCOME": OP_WELCOME,
     "OP_CAPABILITY": OP_CAPABILITY, "OP_READ": OP_READ, "OP_WRITE": OP_WRITE, "OP_DISCARD": OP_DISCARD,
     "OP_FLUSH": OP_FLUSH, "OP_SEEK": OP_SEEK, "OP_REPLICATE": OP_REPLICATE,

@@ -64,7 +64,10 @@ class Draft:
 
     def drop(self, table: str, key: int) -> None:
         del self._writable(table)[key]
-        self._changes[table, key] = None
+        if key in getattr(self._before, table):
+            self._changes[table, key] = None
+        else:  # made by this very command: the store never had it
+            self._changes.pop((table, key), None)
 
     def put_map(self, volume_id: int, segments: tuple[bytes, ...], *, first_changed: int) -> None:
         self._writable("maps")[volume_id] = segments

@@ -457,7 +457,7 @@ def test_enospc_loses_nothing_that_was_there(small_disk):
 
 def test_a_short_fuzz_of_the_device_files():
     done = subprocess.run(
-        [sys.executable, REPOSITORY / "tools/fuzz/fuzz_device.py", "2"],
+        [sys.executable, REPOSITORY / "tools/fuzz/fuzz_device.py", "--seconds", "2"],
         capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,17 +1,15 @@
 """Damages a device's files at random, opens, recovers and reads it: no crash, and never bytes that were not written.
 
-    python tools/fuzz/fuzz_device.py SECONDS [SEED]
-
-The seed is printed first, the number of rounds last. A round copies one small device with a live journal and
+A round copies one small device with a live journal and
 damages one of its files: bits, runs of noise or zeros, exchanged pages, another length, no file at all. Then each
 block must either hold what was written under its tag, or be reported: unreadable device, lost slot, unknown block,
 failed verification.
 """
 
+import argparse
 import os
 import random
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -156,11 +154,13 @@ def run(seconds: float, seed: int) -> dict[str, int]:
 
 
 def main() -> None:
-    if not 2 <= len(sys.argv) <= 3:
-        sys.exit(__doc__)
-    seed = int(sys.argv[2]) if len(sys.argv) == 3 else random.SystemRandom().randrange(1 << 32)
-    print(f"seed: python tools/fuzz/fuzz_device.py {sys.argv[1]} {seed}", flush=True)
-    print(run(float(sys.argv[1]), seed))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    arguments = parser.parse_args()
+    ends = run(arguments.seconds, arguments.seed)
+    rounds = ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
+    print(f"seed {arguments.seed}: {sum(ends.values())} rounds ({rounds})")
 
 
 if __name__ == "__main__":
