@@ -166,6 +166,7 @@ cdef void grant(Engine* e, Message* m) noexcept nogil:
     if c == NULL or c.kind != CONN_CLIENT:
         return
     s = <Session*>c.user
+    s.capabilities_asked -= 1
     memset(&h, 0, sizeof(h))
     h.opcode = OP_CAPABILITY
     h.request_id = m.b

@@ -105,13 +105,25 @@ cdef void seek_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogi
     mark_dirty(e, c)
 
 
+cdef void capability_shown(Engine* e, Conn* c, Header* h, char* body) noexcept nogil:
+    """Passes it on to be judged. How many wait there is bounded, because the mailbox itself is not."""
+    cdef Session* s = <Session*>c.user
+    if h.body_length != CAPABILITY_SIZE:
+        reply_to(e, c.id, h, ST_NOT_AUTHORIZED, 0)
+    elif s.capabilities_asked == CAPABILITIES_ASKED_MAX:
+        reply_to(e, c.id, h, ST_BUSY, 0)
+    else:
+        s.capabilities_asked += 1
+        emit(e, EV_CAPABILITY, c.id, h.request_id, h.volume_id, 0, body, h.body_length)
+
+
 cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noexcept nogil:
     cdef uint32_t status
     cdef Chunk* chunk
     cdef Op* op
     cdef bint write = h.opcode == OP_WRITE or h.opcode == OP_DISCARD
     if h.opcode == OP_CAPABILITY:
-        emit(e, EV_CAPABILITY, c.id, h.request_id, h.volume_id, 0, body, h.body_length)
+        capability_shown(e, c, h, body)
         return 0
     if h.opcode == OP_FLUSH:
         status = grant_status(e, c, h.volume_id, False)

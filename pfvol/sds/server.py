@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # handed over by the caller: the decisions can be tested with
     from datapath.target import Target
 
 CAPABILITIES_WAITING_MAX: Final = 1024
+CAPABILITY_WAIT_SECONDS: Final = 2.0  # for the MDM; the client hears NOT_READY then and shows it again
 PREFETCH_SEGMENTS_MAX: Final = 64  # 256 GiB: a larger volume's map comes as its chunks are asked for
 _ENTRY: Final = struct.Struct(SEGMENT_ENTRY_FORMAT)
 SEGMENT_MAP_BYTES: Final = SEGMENT_CHUNKS * SEGMENT_ENTRY_BYTES
@@ -171,9 +172,7 @@ class Server:
         except DeniedError as error:
             self._refuse(conn_id, request_id, volume_id, wire.ST_NOT_AUTHORIZED, error.message)
             return
-        info = self._volumes.get(volume_id)
-        known = info is not None and shown.mapping_id in info.mappings
-        if known or (info is not None and not self._volumes.may_refresh(volume_id)):
+        if self._volumes.decides(shown):
             self._decide(conn_id, request_id, shown)
         elif self._capabilities_waiting >= CAPABILITIES_WAITING_MAX:
             self._refuse(conn_id, request_id, volume_id, wire.ST_NOT_READY, "too many capabilities wait for the MDM")
@@ -183,12 +182,25 @@ class Server:
     async def _ask_and_decide(self, conn_id: int, request_id: int, shown: Capability) -> None:
         self._capabilities_waiting += 1
         try:
-            await self._relearn(shown.volume_id)
+            with trio.move_on_after(CAPABILITY_WAIT_SECONDS):
+                await self._settle(shown)
         finally:
             self._capabilities_waiting -= 1
         # Meanwhile the connection may have gone (the engine ignores the answer) or the mapping (_decide looks it up
         # now).
-        self._decide(conn_id, request_id, shown)
+        if self._volumes.decides(shown):
+            self._decide(conn_id, request_id, shown)
+        else:
+            self._refuse(conn_id, request_id, shown.volume_id, wire.ST_NOT_READY, "the MDM has not told of its mapping")
+
+    async def _settle(self, shown: Capability) -> None:
+        """Has the MDM say whether the mapping exists, unless it was asked in vain a moment ago."""
+        # The answer that is on its way may have been given before the mapping was made.
+        await self._volumes.answered(shown.volume_id)
+        if self._volumes.decides(shown) or not self._volumes.may_ask(shown.volume_id):
+            return
+        if await self._relearn(shown.volume_id):
+            self._volumes.settle(shown)
 
     def _decide(self, conn_id: int, request_id: int, shown: Capability) -> None:
         volume_id = shown.volume_id
@@ -262,17 +274,19 @@ class Server:
 
     # -- learning of volumes
 
-    async def _relearn(self, volume_id: int) -> None:
-        """Asks the MDM about the volume and tells the engine."""
+    async def _relearn(self, volume_id: int) -> bool:
+        """Asks the MDM about the volume and tells the engine; False when the MDM's answer cannot be used."""
         try:
             info = await self._volumes.refresh(volume_id)
         except NotFoundError:
             self._drop_volume(volume_id)
         except Error as error:
-            # The MDM answered something that cannot be used; the volume stays as it was known, or unknown.
+            # The volume stays as it was known, or unknown.
             self._log.error("volume cannot be looked up", volume=volume_id, reason=error.message)
+            return False
         else:
             await self._learn(volume_id, info)
+        return True
 
     async def _learn(self, volume_id: int, info: VolumeInfo) -> None:
         """Makes the engine know ``info``: who may no longer come, the maps, the size; in this order."""
