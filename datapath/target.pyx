@@ -442,7 +442,7 @@ cdef class Target:
     cdef Engine* e
     cdef object thread, devices, volumes_seen
     cdef uint32_t serial
-    cdef bint stopped
+    cdef bint started, stopped                             # for __dealloc__, which finds the objects cleared
     cdef readonly int event_fd
 
     def __cinit__(self, uint32_t sds_id, uint64_t incarnation, uint64_t durable_incarnation, *, uint32_t io_threads=2):
@@ -499,6 +499,7 @@ cdef class Target:
             unsync(self.e, chunk_get(self.e, volume_id, index))
 
     def start(self):
+        self.started = True
         self.thread = threading.Thread(target=self._main, name="sds-shard", daemon=True)
         self.thread.start()
 
@@ -507,7 +508,7 @@ cdef class Target:
             run(self.e)
 
     def stop(self, *, bint checkpoint=True):
-        if self.stopped or self.thread is None:
+        if self.stopped or not self.started:
             return
         self.stopped = True
         self._send(CMD_STOP)
@@ -647,9 +648,9 @@ cdef class Target:
         return figures
 
     def __dealloc__(self):
-        if self.e == NULL or (self.thread is not None and not self.stopped):
+        if self.e == NULL or (self.started and not self.stopped):
             return                                         # the thread still runs: its memory stays
-        if self.thread is None:
+        if not self.started:
             iopool_stop(&self.e.io)
         ring_destroy(&self.e.commands)
         ring_destroy(&self.e.events)
