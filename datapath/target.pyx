@@ -512,7 +512,9 @@ cdef class Target:
             return
         self.stopped = True
         self._send(CMD_STOP)
-        self.thread.join()
+        while self.thread.is_alive():
+            ring_retry(&self.e.commands)                   # the mailbox may have been full
+            self.thread.join(0.05)
         if checkpoint:
             with nogil:
                 last_checkpoint(self.e)
