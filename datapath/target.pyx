@@ -256,17 +256,23 @@ cdef void verify(Engine* e, Message* m) noexcept nogil:
     free(answer)
 
 
-cdef void segment(Engine* e, Message* m) noexcept nogil:
-    cdef uint32_t i
-    cdef TargetVolume* v = volume_get(e, m.b)
-    if v != NULL:
-        map_segment_set(map_volume_find(&e.map, m.b), m.a, m.data, m.size)
-    for i in range(e.miss_count):
-        if e.miss_volume[i] == m.b and e.miss_segment[i] == m.a:
+cdef void misses_answered(Engine* e, uint64_t volume_id, int64_t segment) noexcept nogil:
+    """The map's segment is known now, or will never be (-1: all of the volume): it may be asked for again."""
+    cdef uint32_t i = 0
+    while i < e.miss_count:
+        if e.miss_volume[i] == volume_id and (segment < 0 or e.miss_segment[i] == segment):
             e.miss_count -= 1
             e.miss_volume[i] = e.miss_volume[e.miss_count]
             e.miss_segment[i] = e.miss_segment[e.miss_count]
-            break
+        else:
+            i += 1
+
+
+cdef void segment(Engine* e, Message* m) noexcept nogil:
+    cdef TargetVolume* v = volume_get(e, m.b)
+    if v != NULL:
+        map_segment_set(map_volume_find(&e.map, m.b), m.a, m.data, m.size)
+    misses_answered(e, m.b, m.a)
     sync_continue(e)
 
 
@@ -304,6 +310,7 @@ cdef void command(Engine* e, Message* m) noexcept nogil:
         else:
             v.dropped = True
             v.known = True
+            misses_answered(e, m.b, -1)
             if m.kind == CMD_PURGE:
                 v.purge = True
                 purge(e)

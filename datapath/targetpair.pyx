@@ -22,6 +22,10 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void* data, size_t size, int64_t offset)
 
 
+cdef enum:
+    AGREE_RETRY_NS = 200000000
+
+
 cdef void unsync(Engine* e, Chunk* c) noexcept nogil:
     if not c.unsynced:
         c.unsynced = True
@@ -80,10 +84,12 @@ cdef void sync_continue(Engine* e) noexcept nogil:
     for i in range(e.table_capacity):
         chunk = e.table[i]
         while chunk != NULL:
-            if chunk.unsynced:
+            if chunk.unsynced and chunk.agree_after_ns <= e.now_ns:
                 v = map_volume_find(&e.map, chunk.volume_id)
                 entry = map_lookup(v, chunk.index) if v != NULL else NULL
-                if entry == NULL:
+                if v != NULL and v.user != NULL and (<TargetVolume*>v.user).dropped:
+                    pass                                   # its slots are given back, or already were
+                elif entry == NULL:
                     map_miss(e, chunk.volume_id, chunk.index >> 10)
                 elif entry.primary == e.sds_id:
                     c = peer_conn(e, entry.secondary, CONN_PEER_OUT) if entry.secondary else NULL
@@ -159,31 +165,33 @@ cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexce
         elif chunk.slot != SLOT_NONE:
             if pread(chunk_fd(e, chunk), bytes, BLOCK_SIZE,
                      <int64_t>device_offset(chunk.slot) + (<int64_t>block << BLOCK_SHIFT)) != BLOCK_SIZE:
+                s.failed = True
                 continue
             e.counter += 1
             check = crc32c(block_seed(chunk.volume_id, chunk.index, block), bytes, BLOCK_SIZE)
             tag_set(&adopted, check, mine.epoch, (e.incarnation << SEQ_COUNTER_BITS) | e.counter)
             if chunk_write(e, chunk, block, 1, bytes, &check, adopted.epoch, adopted.seq) == 0:
                 push_block(e, c, s, chunk, block, &adopted, bytes)
+            else:
+                s.failed = True
 
 
-cdef void pulled(Engine* e, Chunk* chunk, Header* h, char* body) noexcept nogil:
+cdef int pulled(Engine* e, Chunk* chunk, Header* h, char* body) noexcept nogil:
     cdef Tag* tag = <Tag*>(body + 4)
     cdef uint32_t block = h.offset >> BLOCK_SHIFT
     if h.status != ST_OK or h.length != BLOCK_SIZE or h.flags & (FLAG_ZEROS | FLAG_ABSENT):
-        return
+        return -1
     if verify_range(h.volume_id, h.chunk_index, h.offset, h.length, body + 20, <uint32_t*>body) >= 0:
-        return
+        return -1
     if chunk_allocate(e, chunk, tag.epoch) < 0 or chunk_intent(e, chunk) < 0:
-        return
+        return -1
     if tag_is_hole(tag):
-        chunk_discard(e, chunk, block, 1, tag.epoch, tag.seq & SEQ_MASK)
-    else:
-        chunk_write(e, chunk, block, 1, body + 20, <uint32_t*>body, tag.epoch, tag.seq & SEQ_MASK)
+        return chunk_discard(e, chunk, block, 1, tag.epoch, tag.seq & SEQ_MASK)
+    return chunk_write(e, chunk, block, 1, body + 20, <uint32_t*>body, tag.epoch, tag.seq & SEQ_MASK)
 
 
 cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
-    """One answer less to wait for; when there is none, the chunk agrees."""
+    """One answer less to wait for; when there is none, the chunk agrees, or is tried again later if one was a refusal."""
     cdef Chunk* chunk = s.chunk
     cdef Op* op
     cdef Op* following
@@ -191,6 +199,11 @@ cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
     if s.outstanding:
         return
     s.chunk = NULL
+    if s.failed:
+        s.failed = False
+        chunk.agree_after_ns = e.now_ns + AGREE_RETRY_NS
+        sync_continue(e)
+        return
     s.chunks += 1
     chunk.unsynced = False
     e.unsynced_count -= 1
@@ -256,11 +269,13 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
         return 0
     if s.chunk == NULL or h.volume_id != s.chunk.volume_id or h.chunk_index != s.chunk.index:
         return BAD_OPCODE
-    if h.opcode == (OP_TAGS | OP_REPLY) and h.status == ST_OK:
-        compare(e, c, s, s.chunk, NULL if h.flags & FLAG_ABSENT else <Tag*>body)
-    elif h.opcode == (OP_PULL | OP_REPLY):
-        pulled(e, s.chunk, h, body)
-    elif h.opcode != (OP_PUSH | OP_REPLY):
+    if h.opcode == (OP_PULL | OP_REPLY):
+        s.failed = s.failed or pulled(e, s.chunk, h, body) < 0
+    elif h.opcode != (OP_TAGS | OP_REPLY) and h.opcode != (OP_PUSH | OP_REPLY):
         return BAD_OPCODE
+    elif h.status != ST_OK:
+        s.failed = True
+    elif h.opcode == (OP_TAGS | OP_REPLY):
+        compare(e, c, s, s.chunk, NULL if h.flags & FLAG_ABSENT else <Tag*>body)
     sync_step(e, c, s)
     return 0

@@ -74,6 +74,7 @@ cdef struct Chunk:
     uint64_t generation              # of the journal that holds its last intent (DeviceState.generation)
     uint64_t mark                    # journal count that makes the intent durable
     bint unsynced                    # may differ from the other copy: does not serve until they agree
+    uint64_t agree_after_ns          # the pair failed to agree: not tried again before
     Chunk* hash_next
     Op* ops                          # started or waiting, in order of arrival
     Op* ops_tail
@@ -124,7 +125,7 @@ cdef struct DeviceState:
 cdef struct Sync:                    # the agreement of a pair, one chunk at a time (per outgoing peer)
     Chunk* chunk
     uint32_t outstanding
-    bint tags_asked
+    bint failed                      # an answer was a refusal: the chunk does not agree yet
     uint64_t chunks
     uint64_t pulled
     uint64_t pushed
