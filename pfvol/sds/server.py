@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # handed over by the caller: the decisions can be tested with
 CAPABILITIES_WAITING_MAX: Final = 1024
 CAPABILITY_WAIT_SECONDS: Final = 2.0  # for the MDM; the client hears NOT_READY then and shows it again
 PREFETCH_SEGMENTS_MAX: Final = 64  # 256 GiB: a larger volume's map comes as its chunks are asked for
+MAP_REFRESH_SECONDS: Final = 0.2  # between two questions for a segment that the engine has
 _ENTRY: Final = struct.Struct(SEGMENT_ENTRY_FORMAT)
 SEGMENT_MAP_BYTES: Final = SEGMENT_CHUNKS * SEGMENT_ENTRY_BYTES
 VERIFY_CHUNKS_MAX: Final = 32
@@ -65,6 +66,7 @@ class Server:
         self._acceptor = Acceptor(sock, identity, target, self._clients, self._peers)
         self._told: dict[int, VolumeInfo] = {}  # what the engine knows of volumes
         self._segment_locks: dict[int, trio.Lock] = {}
+        self._mapped_at: dict[int, dict[int, float]] = {}  # volume -> segment -> when the engine was told of it
         self._capabilities_waiting = 0
         self._verifying = trio.CapacityLimiter(1)
         self._tokens = 0
@@ -223,7 +225,7 @@ class Server:
         self._target.refuse(conn_id, request_id, volume_id, status)
 
     def _on_map_miss(self, volume_id: int, segment: int) -> None:
-        self._spawn(self._fetch_segment, volume_id, segment)
+        self._spawn(self._answer_miss, volume_id, segment)
 
     def _on_volume_miss(self, volume_id: int) -> None:
         info = self._volumes.get(volume_id)
@@ -311,6 +313,7 @@ class Server:
         self._volumes.forget(volume_id)
         self._told.pop(volume_id, None)
         self._segment_locks.pop(volume_id, None)
+        self._mapped_at.pop(volume_id, None)
         self._target.purge_volume(volume_id)
 
     def _set_volume(self, volume_id: int, info: VolumeInfo) -> None:
@@ -320,6 +323,7 @@ class Server:
     def _drop_volume(self, volume_id: int) -> None:
         self._told.pop(volume_id, None)
         self._segment_locks.pop(volume_id, None)
+        self._mapped_at.pop(volume_id, None)
         self._target.drop_volume(volume_id)
 
     async def _prefetch(self, volume_id: int, segments: int) -> None:
@@ -327,6 +331,13 @@ class Server:
             if volume_id not in self._volumes:
                 return
             await self._fetch_segment(volume_id, segment, only_ours=True)
+
+    async def _answer_miss(self, volume_id: int, segment: int) -> None:
+        """Fetches what the engine lacks, or doubts because a newer epoch was named to it: whoever names them freely must
+        not have us ask without a pause."""
+        told_at = self._mapped_at.get(volume_id, {}).get(segment, float("-inf"))
+        await trio.sleep_until(told_at + MAP_REFRESH_SECONDS)
+        await self._fetch_segment(volume_id, segment)
 
     async def _fetch_segment(self, volume_id: int, segment: int, *, only_ours: bool = False) -> None:
         """Asks the MDM, however long it is away, and tells the engine. One at a time per volume: answers keep order."""
@@ -343,6 +354,7 @@ class Server:
                 self._log.error("map cannot be looked up", volume=volume_id, segment=segment, reason=error.message)
                 entries = bytes(SEGMENT_MAP_BYTES)
             if not only_ours or self._is_in(entries):
+                self._mapped_at.setdefault(volume_id, {})[segment] = trio.current_time()
                 self._target.set_segment(volume_id, segment, entries)
 
     async def _ask_segment(self, volume_id: int, segment: int) -> bytes:

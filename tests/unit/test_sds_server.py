@@ -287,6 +287,21 @@ async def test_a_miss_of_the_engine_is_answered_when_the_mdm_is_back(autojump_cl
         assert sds.engine.named("set_volume") == [("set_volume", VOLUME, SEGMENT, False, False)]
 
 
+async def test_a_map_that_is_doubted_again_and_again_is_asked_for_now_and_then(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with serving() as sds:
+        sds.mdm.add()
+        sds.engine.say("map_miss", VOLUME, 0)
+        await trio.sleep(0.4 * server.MAP_REFRESH_SECONDS)
+        assert len(sds.engine.named("set_segment")) == 1
+        sds.engine.say("map_miss", VOLUME, 0)
+        await trio.sleep(0.4 * server.MAP_REFRESH_SECONDS)
+        assert len(sds.engine.named("set_segment")) == 1
+        await trio.sleep(0.4 * server.MAP_REFRESH_SECONDS)
+        assert len(sds.engine.named("set_segment")) == 2
+
+
 @pytest.mark.parametrize("nonsense", [None, b"", bytes(SEGMENT_MAP_BYTES - 1), "text", 5])
 async def test_a_map_that_is_none_still_answers_the_engine(nonsense: Any) -> None:
     async with serving() as sds:
