@@ -191,7 +191,7 @@ cdef int pulled(Engine* e, Chunk* chunk, Header* h, char* body) noexcept nogil:
 
 
 cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
-    """One answer less to wait for; when there is none, the chunk agrees, or is tried again later if one was a refusal."""
+    """One answer less to wait for; after the last the chunk agrees, or is tried again later if one was a refusal."""
     cdef Chunk* chunk = s.chunk
     cdef Op* op
     cdef Op* following

@@ -333,8 +333,10 @@ class Server:
             await self._fetch_segment(volume_id, segment, only_ours=True)
 
     async def _answer_miss(self, volume_id: int, segment: int) -> None:
-        """Fetches what the engine lacks, or doubts because a newer epoch was named to it: whoever names them freely must
-        not have us ask without a pause."""
+        """Fetches what the engine lacks, or doubts because it was named a newer epoch.
+
+        Who names epochs freely must not have us ask without a pause.
+        """
         told_at = self._mapped_at.get(volume_id, {}).get(segment, float("-inf"))
         await trio.sleep_until(told_at + MAP_REFRESH_SECONDS)
         await self._fetch_segment(volume_id, segment)
