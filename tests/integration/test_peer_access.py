@@ -77,12 +77,12 @@ async def test_a_copy_that_the_map_does_not_place_here_from_there_is_refused(pai
     async with await peer(pair) as third:
         assert (await replicate_when_map_is_known(third, chunk)).status == wire.ST_NOT_MEMBER
         place = {"volume_id": VOLUME, "chunk_index": chunk}
-        discard = await third.request(wire.OP_REPLICATE_DISCARD, **place, length=4096, epoch=4, seq=2)
+        discard = await third.request(wire.OP_REPLICATE_DISCARD, b"", **place, length=4096, epoch=4, seq=2)
         checks = struct.pack("<I", *range_checks(VOLUME, chunk, 0, DATA))
         push = await third.request(wire.OP_PUSH, checks + bytes(16) + DATA, **place, length=4096, epoch=4)
-        pull = await third.request(wire.OP_PULL, **place, length=4096, epoch=4)
-        tags = await third.request(wire.OP_TAGS, **place)
-        agreed = await third.request(wire.OP_PING, **place, flags=wire.FLAG_RESYNC)
+        pull = await third.request(wire.OP_PULL, b"", **place, length=4096, epoch=4)
+        tags = await third.request(wire.OP_TAGS, b"", **place)
+        agreed = await third.request(wire.OP_PING, b"", **place, flags=wire.FLAG_RESYNC)
         for reply in (discard, push, pull, tags, agreed):
             assert reply.status == wire.ST_NOT_MEMBER
             assert reply.body == b""
