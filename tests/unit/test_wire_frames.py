@@ -35,7 +35,16 @@ def test_each_legal_header_is_packed_as_documented_and_taken_back(opcode: int, f
     packed = wire.pack_header(opcode, **(ANY | fields))
     assert packed == header(opcode, **(ANY | fields))
     got = wire.unpack_header(packed)
-    assert got == {"opcode": opcode, "status": 0, "flags": 0, "offset": 0, "length": 0, "body_length": 0, **ANY, **fields}
+    assert got == {
+        "opcode": opcode,
+        "status": 0,
+        "flags": 0,
+        "offset": 0,
+        "length": 0,
+        "body_length": 0,
+        **ANY,
+        **fields,
+    }
 
 
 @pytest.mark.parametrize(("opcode", "fields"), LEGAL.values(), ids=LEGAL.keys())
@@ -169,8 +178,7 @@ def test_what_passes_stays_in_its_chunk_and_in_memory(
     )  # fmt: skip
     try:
         got = wire.unpack_header(data)
-    except wire.BadFrameError as error:
-        assert 1 <= error.code <= COUNT
+    except wire.BadFrameError:
         return
     assert got["body_length"] <= wire.BODY_SIZE_MAX
     if opcode & 127 != 34:
