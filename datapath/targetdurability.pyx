@@ -3,9 +3,9 @@
 Each device has at most one of each under way, on a pool thread; operations that need the next one wait in its list.
 """
 
-from datapath.blockfile cimport (device_checkpoint_begin, device_checkpoint_end, device_intent,
-                                 device_journal_appended, device_journal_commit, device_journal_durable,
-                                 device_journal_void, device_sync, device_sync_all, device_sync_begin)
+from datapath.device cimport (
+    device_checkpoint_begin, device_checkpoint_end, device_intent, device_journal_appended, device_journal_commit,
+    device_journal_durable, device_journal_void, device_sync, device_sync_all, device_sync_begin)
 from datapath.chunkstore cimport chunk_intent
 from datapath.iopool cimport Job, iopool_submit
 from datapath.ondisk cimport SLOT_NONE

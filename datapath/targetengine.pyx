@@ -9,7 +9,7 @@ from libc.errno cimport EAGAIN, ENOSPC
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, malloc, realloc
 from libc.string cimport memcpy, memset
-from datapath.blockfile cimport device_offset
+from datapath.device cimport device_offset
 from datapath.checksum cimport block_seed, check_range, crc32c
 from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_intent, chunk_tags,
                                   chunk_trim, chunk_write)

@@ -6,7 +6,7 @@ side can vouch for is adopted from the primary under a new name. The primary dri
 
 from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy, memset
-from datapath.blockfile cimport device_offset
+from datapath.device cimport device_offset
 from datapath.checksum cimport block_seed, crc32c, verify_range
 from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_fd, chunk_get, chunk_intent, chunk_tags,
                                   chunk_trim, chunk_write)
