@@ -149,18 +149,25 @@ cdef int chunk_write(Engine* e, Chunk* c, uint32_t first, uint32_t count, const 
     cdef size_t done = 0
     cdef ssize_t got
     cdef uint32_t i
+    cdef int error = 0
     if d.failed:
         return -d.failed
     d.needs_sync = True
     while done < size:
         got = pwrite(d.block_fd, data + done, min(size - done, <size_t>PIECE), offset + <int64_t>done)
         if got <= 0:
-            return device_fail(d, -errno if got < 0 else -EIO)
+            error = -errno if got < 0 else -EIO
+            if error != -ENOSPC:
+                return device_fail(d, error)
+            break
         done += got
+    count = <uint32_t>(done >> BLOCK_SHIFT)                # a full host disk: the blocks that went in are named
     for i in range(count):
         c.live_blocks += tag_is_hole(&tags[i])
         tag_set(&fresh[i], checks[i], epoch, seq)
-    return device_tags_write(d, c.slot, first, count, fresh)
+    if count and device_tags_write(d, c.slot, first, count, fresh) < 0:
+        return -d.failed
+    return error
 
 
 cdef int chunk_discard(Engine* e, Chunk* c, uint32_t first, uint32_t count, uint32_t epoch,

@@ -270,9 +270,14 @@ cdef void op_start(Engine* e, Op* op) noexcept nogil:
 cdef void journaled(Engine* e, Op* op) noexcept nogil:
     """The intent is on disk."""
     if op.state == STATE_REMOTE_FIRST:
+        if op.chunk.unsynced:
+            op_settle(e, op, PENDING_LOCAL, ST_NOT_READY)
+            return
         if not prepare_write(e, op):
             return
         if replicate(e, op):
+            if op.chunk.unsynced:                          # there was nobody to send it to; nothing is applied yet
+                op_settle(e, op, PENDING_REMOTE | PENDING_LOCAL, ST_NOT_READY)
             return                                         # applied when the other copy has answered
     apply(e, op)
 
@@ -423,9 +428,12 @@ cdef void apply(Engine* e, Op* op) noexcept nogil:
             error = chunk_discard(e, op.chunk, op.first, op.count, op.h.epoch, op.h.seq)
         else:
             error = apply_tagged(e, op)
-    if error < 0:
+    if error == -ENOSPC:                                   # the host's file system is full: the copies may differ now
+        if op.kind == KIND_WRITE or op.kind == KIND_DISCARD:
+            unsync(e, op.chunk)
+    elif error < 0:
         device_failed(e, &e.devices[op.chunk.device])
     elif op.h.flags & FLAG_COMMIT or volume_commit(e, op.h.volume_id):
         op.pending |= PENDING_SYNC
         sync_wait(e, op)
-    op_settle(e, op, PENDING_LOCAL, ST_IO_ERROR if error < 0 else 0)
+    op_settle(e, op, PENDING_LOCAL, status_of(error) if error < 0 else 0)
