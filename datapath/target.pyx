@@ -313,9 +313,9 @@ cdef void flush_conns(Engine* e) noexcept nogil:
     cdef Conn* c
     cdef int result
     while i < e.dirty_count:
-        c = conn_by_id(e, e.dirty_conns[i])
+        c = e.conns[e.dirty_conns[i] & (CONNS_MAX - 1)]
         i += 1
-        if c == NULL:
+        if c == NULL or c.id != e.dirty_conns[i - 1]:
             continue
         c.queued = False
         result = conn_flush(c, &e.pool)

@@ -13,7 +13,7 @@ from datapath.device cimport device_offset
 from datapath.checksum cimport block_seed, check_range, crc32c
 from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_intent, chunk_tags,
                                   chunk_trim, chunk_write)
-from datapath.connection cimport buf_get, buf_put, conn_append, conn_append_ref
+from datapath.connection cimport buf_get, buf_put, conn_append, conn_append_ref, conn_flush
 from datapath.histogram cimport hist_record
 from datapath.ondisk cimport SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, TAG_HOLE, Tag
 from datapath.ring cimport Message, ring_push
@@ -28,6 +28,9 @@ from datapath.wire cimport *
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void* data, size_t size, int64_t offset)
+
+cdef enum:
+    EARLY_BYTES = 65536              # from this size on the other copy gets a write before it is applied here
 
 
 cdef void emit(Engine* e, uint32_t kind, uint32_t a, uint64_t b, uint64_t c, uint64_t d, const void* data,
@@ -364,6 +367,8 @@ cdef bint replicate(Engine* e, Op* op) noexcept nogil:
         else:
             conn_append_ref(c, &e.pool, op.owner, op.data, r.length)
     mark_dirty(e, c)
+    if r.length >= EARLY_BYTES or e.counters.queue_depth == 1:
+        conn_flush(c, &e.pool)                             # an error shows again when the loop flushes
     return True
 
 
