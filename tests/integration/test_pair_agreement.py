@@ -1,0 +1,157 @@
+"""Goal: a chunk serves again only when the other copy has confirmed every block, however often it refuses first."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from datapath import tags, wire
+from pfvol import handshake
+from tests.support.dataclient import DataClient, Reply
+from tests.support.sdspair import CLUSTER, SECRET, PlayedMdm, RunningSds, running_sds
+
+VOLUME, OWNER, SECONDARY = 5, 7, 2
+DATA = b"primary!" * 512
+
+
+class PlayedSecondary:
+    """SDS 2, by hand: takes the connection on which SDS 1 replicates, and answers as the test says."""
+
+    def __init__(self, link: DataClient) -> None:
+        self.link = link
+
+    async def next(self, opcode: int) -> Reply:
+        """The next request, which has to be an ``opcode``."""
+        request = await self.link.receive()
+        assert request.header["opcode"] == opcode
+        return request
+
+    async def answer(self, request: Reply, status: int = wire.ST_OK, body: bytes = b"") -> None:
+        kept = {key: request.header[key] for key in ("request_id", "volume_id", "chunk_index", "offset", "length")}
+        opcode = request.header["opcode"] | wire.OP_REPLY
+        await self.link.send(wire.pack_header(opcode, **kept, status=status, body_length=len(body)) + body)
+
+    async def agree_on_nothing(self) -> None:
+        """Neither side has anything that may differ: the pair is ready."""
+        await self.answer(await self.next(wire.OP_DIRTY))
+        await self.answer(await self.next(wire.OP_PING))
+
+
+@asynccontextmanager
+async def accepted(listener: trio.SocketListener) -> AsyncIterator[PlayedSecondary]:
+    stream = await listener.accept()
+    identity = {"secret": SECRET, "cluster_id": CLUSTER, "sds_id": SECONDARY, "incarnation": 1}
+    fd, peer = await handshake.accept(stream, **identity, durable_incarnation=1, admit=lambda _: wire.ST_OK)  # type: ignore[arg-type]
+    sock = trio.socket.fromfd(fd, trio.socket.AF_INET, trio.socket.SOCK_STREAM)
+    trio.socket.socket(fileno=fd).close()
+    async with DataClient(trio.SocketStream(sock), peer.node_id, peer.incarnation) as link:
+        yield PlayedSecondary(link)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[tuple[RunningSds, PlayedSecondary, DataClient]]:
+    """SDS 1, primary of the volume's chunk, which its played secondary holds too; a client that may write."""
+    mdm = PlayedMdm()
+    mdm.add_volume(VOLUME, 1)
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener, running_sds(tmp_path, 1, mdm) as one:
+        port = listener.socket.getsockname()[1]
+        second = {"sds_id": SECONDARY, "data_address": ["127.0.0.1", port], "incarnation": 1, "up": True}
+        one.server.set_peers([one.peer(), second])
+        async with accepted(listener) as secondary, await one.client(OWNER) as client:
+            await secondary.agree_on_nothing()
+            assert (await client.capability(VOLUME, mdm.map(VOLUME, OWNER))).status == wire.ST_OK
+            await first_write(client, secondary)
+            yield one, secondary, client
+
+
+async def send_write(client: DataClient) -> None:
+    body = client.body(VOLUME, 0, 0, DATA)
+    header = client.header(wire.OP_WRITE, volume_id=VOLUME, length=len(DATA), epoch=1, body_length=len(body))
+    await client.send(header + body)
+
+
+async def first_write(client: DataClient, secondary: PlayedSecondary) -> None:
+    """The client tries until the SDS has the map; the secondary takes the write."""
+    written = trio.Event()
+
+    async def write() -> None:
+        assert (await client.write_until_taken(VOLUME, DATA)).status == wire.ST_OK
+        written.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write)
+        await secondary.answer(await secondary.next(wire.OP_REPLICATE))
+    assert written.is_set()
+
+
+def never_written() -> bytes:
+    return b"".join(tags.never(VOLUME, 0, block) for block in range(1024))
+
+
+@pytest.mark.parametrize("status", [wire.ST_NO_SPACE, wire.ST_IO_ERROR, wire.ST_BUSY, wire.ST_NOT_READY])
+async def test_a_refused_block_keeps_the_chunk_out_of_service_until_it_is_taken(
+    world: tuple[RunningSds, PlayedSecondary, DataClient], status: int
+) -> None:
+    _, secondary, client = world
+    await send_write(client)
+    await secondary.answer(await secondary.next(wire.OP_REPLICATE), wire.ST_BUSY)
+    assert (await client.receive()).status == wire.ST_BUSY  # applied here, not there: the chunk may differ now
+    for _ in range(2):
+        await secondary.answer(await secondary.next(wire.OP_TAGS), body=never_written())
+        await secondary.answer(await secondary.next(wire.OP_PUSH), status)
+        assert (await client.read(VOLUME)).status == wire.ST_NOT_READY
+    await secondary.answer(await secondary.next(wire.OP_TAGS), body=never_written())
+    pushed = await secondary.next(wire.OP_PUSH)
+    assert pushed.body[20:] == DATA
+    assert pushed.body[:4] == struct.pack("<I", tags_check(pushed.body[4:20]))
+    assert (await client.read(VOLUME)).status == wire.ST_NOT_READY
+    await secondary.answer(pushed)
+    agreed = await secondary.next(wire.OP_PING)
+    assert (agreed.header["volume_id"], agreed.header["flags"]) == (VOLUME, wire.FLAG_RESYNC)
+    assert (await client.read(VOLUME)).payload == DATA
+
+
+def tags_check(tag: bytes) -> int:
+    return int(tags.unpack(tag)[0])
+
+
+async def test_tags_that_cannot_be_had_keep_the_chunk_out_of_service(
+    world: tuple[RunningSds, PlayedSecondary, DataClient],
+) -> None:
+    _, secondary, client = world
+    await send_write(client)
+    await secondary.answer(await secondary.next(wire.OP_REPLICATE), wire.ST_NOT_READY)
+    assert (await client.receive()).status == wire.ST_NOT_READY
+    for _ in range(2):
+        await secondary.answer(await secondary.next(wire.OP_TAGS), wire.ST_NOT_READY)
+        assert (await client.read(VOLUME)).status == wire.ST_NOT_READY
+    await secondary.answer(await secondary.next(wire.OP_TAGS), body=never_written())
+    await secondary.answer(await secondary.next(wire.OP_PUSH))
+    await secondary.next(wire.OP_PING)
+    assert (await client.read(VOLUME)).payload == DATA
+
+
+async def test_a_newer_block_that_cannot_be_pulled_keeps_the_chunk_out_of_service(
+    world: tuple[RunningSds, PlayedSecondary, DataClient],
+) -> None:
+    _, secondary, client = world
+    await send_write(client)
+    await secondary.answer(await secondary.next(wire.OP_REPLICATE), wire.ST_BUSY)
+    assert (await client.receive()).status == wire.ST_BUSY
+    newer = b"secondary" * 455 + b"!"
+    check = struct.unpack("<I", client.body(VOLUME, 0, 0, newer)[:4])[0]
+    theirs = tags.pack(check, 1, 2**61) + never_written()[16:]
+    await secondary.answer(await secondary.next(wire.OP_TAGS), body=theirs)
+    await secondary.answer(await secondary.next(wire.OP_PULL), wire.ST_IO_ERROR)
+    assert (await client.read(VOLUME)).status == wire.ST_NOT_READY
+    await secondary.answer(await secondary.next(wire.OP_TAGS), body=theirs)
+    body = struct.pack("<I", check) + theirs[:16] + newer
+    await secondary.answer(await secondary.next(wire.OP_PULL), body=body)
+    await secondary.next(wire.OP_PING)
+    assert (await client.read(VOLUME)).payload == newer
