@@ -166,6 +166,7 @@ cdef void grant(Engine* e, Message* m) noexcept nogil:
     if c == NULL or c.kind != CONN_CLIENT:
         return
     s = <Session*>c.user
+    s.capabilities_asked -= 1
     memset(&h, 0, sizeof(h))
     h.opcode = OP_CAPABILITY
     h.request_id = m.b
@@ -255,17 +256,23 @@ cdef void verify(Engine* e, Message* m) noexcept nogil:
     free(answer)
 
 
-cdef void segment(Engine* e, Message* m) noexcept nogil:
-    cdef uint32_t i
-    cdef TargetVolume* v = volume_get(e, m.b)
-    if v != NULL:
-        map_segment_set(map_volume_find(&e.map, m.b), m.a, m.data, m.size)
-    for i in range(e.miss_count):
-        if e.miss_volume[i] == m.b and e.miss_segment[i] == m.a:
+cdef void misses_answered(Engine* e, uint64_t volume_id, int64_t segment) noexcept nogil:
+    """The map's segment is known now, or will never be (-1: all of the volume): it may be asked for again."""
+    cdef uint32_t i = 0
+    while i < e.miss_count:
+        if e.miss_volume[i] == volume_id and (segment < 0 or e.miss_segment[i] == segment):
             e.miss_count -= 1
             e.miss_volume[i] = e.miss_volume[e.miss_count]
             e.miss_segment[i] = e.miss_segment[e.miss_count]
-            break
+        else:
+            i += 1
+
+
+cdef void segment(Engine* e, Message* m) noexcept nogil:
+    cdef TargetVolume* v = volume_get(e, m.b)
+    if v != NULL:
+        map_segment_set(map_volume_find(&e.map, m.b), m.a, m.data, m.size)
+    misses_answered(e, m.b, m.a)
     sync_continue(e)
 
 
@@ -303,6 +310,7 @@ cdef void command(Engine* e, Message* m) noexcept nogil:
         else:
             v.dropped = True
             v.known = True
+            misses_answered(e, m.b, -1)
             if m.kind == CMD_PURGE:
                 v.purge = True
                 purge(e)
@@ -441,7 +449,7 @@ cdef class Target:
     cdef Engine* e
     cdef object thread, devices, volumes_seen
     cdef uint32_t serial
-    cdef bint stopped
+    cdef bint started, stopped                             # for __dealloc__, which finds the objects cleared
     cdef readonly int event_fd
 
     def __cinit__(self, uint32_t sds_id, uint64_t incarnation, uint64_t durable_incarnation, *, uint32_t io_threads=2):
@@ -498,6 +506,7 @@ cdef class Target:
             unsync(self.e, chunk_get(self.e, volume_id, index))
 
     def start(self):
+        self.started = True
         self.thread = threading.Thread(target=self._main, name="sds-shard", daemon=True)
         self.thread.start()
 
@@ -506,11 +515,13 @@ cdef class Target:
             run(self.e)
 
     def stop(self, *, bint checkpoint=True):
-        if self.stopped or self.thread is None:
+        if self.stopped or not self.started:
             return
         self.stopped = True
         self._send(CMD_STOP)
-        self.thread.join()
+        while self.thread.is_alive():
+            ring_retry(&self.e.commands)                   # the mailbox may have been full
+            self.thread.join(0.05)
         if checkpoint:
             with nogil:
                 last_checkpoint(self.e)
@@ -646,9 +657,9 @@ cdef class Target:
         return figures
 
     def __dealloc__(self):
-        if self.e == NULL or (self.thread is not None and not self.stopped):
+        if self.e == NULL or (self.started and not self.stopped):
             return                                         # the thread still runs: its memory stays
-        if self.thread is None:
+        if not self.started:
             iopool_stop(&self.e.io)
         ring_destroy(&self.e.commands)
         ring_destroy(&self.e.events)

@@ -28,6 +28,8 @@ cdef void reply_head(Engine* e, Header* r, const Header* request, uint32_t statu
 cdef void map_miss(Engine* e, uint64_t volume_id, uint32_t segment) noexcept nogil
 cdef Conn* peer_conn(Engine* e, uint32_t sds_id, int kind) noexcept nogil
 cdef Op* op_new(Engine* e) noexcept nogil
+# Whether a client's operation that has waited may still be carried out.
+cdef bint may_still(Engine* e, Op* op) noexcept nogil
 # Queues the operation in its chunk, and starts it when nothing overlaps.
 cdef void op_enter(Engine* e, Op* op, Chunk* chunk, uint32_t offset, uint32_t length) noexcept nogil
 cdef void op_settle(Engine* e, Op* op, uint32_t bit, uint32_t status) noexcept nogil

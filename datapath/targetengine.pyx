@@ -220,9 +220,9 @@ cdef void chunk_continue(Engine* e, Chunk* chunk) noexcept nogil:
 
 
 cdef bint may_still(Engine* e, Op* op) noexcept nogil:
-    """A client's operation that has not been applied: its session and its mapping still stand."""
+    """A client's operation that has waited: its session and its mapping still stand."""
     cdef Conn* c = conn_by_id(e, op.conn_id)
-    return c != NULL and grant_status(e, c, op.h.volume_id, True) == ST_OK
+    return c != NULL and grant_status(e, c, op.h.volume_id, op.kind != KIND_READ) == ST_OK
 
 
 cdef void op_start(Engine* e, Op* op) noexcept nogil:
@@ -271,7 +271,10 @@ cdef void op_start(Engine* e, Op* op) noexcept nogil:
 
 
 cdef void journaled(Engine* e, Op* op) noexcept nogil:
-    """The intent is on disk."""
+    """The intent is on disk. Meanwhile a client's session or mapping may have ended."""
+    if (op.kind == KIND_WRITE or op.kind == KIND_DISCARD) and not may_still(e, op):
+        op_settle(e, op, PENDING_LOCAL, ST_NOT_AUTHORIZED)
+        return
     if op.state == STATE_REMOTE_FIRST:
         if op.chunk.unsynced:
             op_settle(e, op, PENDING_LOCAL, ST_NOT_READY)

@@ -105,13 +105,25 @@ cdef void seek_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogi
     mark_dirty(e, c)
 
 
+cdef void capability_shown(Engine* e, Conn* c, Header* h, char* body) noexcept nogil:
+    """Passes it on to be judged. How many wait there is bounded, because the mailbox itself is not."""
+    cdef Session* s = <Session*>c.user
+    if h.body_length != CAPABILITY_SIZE:
+        reply_to(e, c.id, h, ST_NOT_AUTHORIZED, 0)
+    elif s.capabilities_asked == CAPABILITIES_ASKED_MAX:
+        reply_to(e, c.id, h, ST_BUSY, 0)
+    else:
+        s.capabilities_asked += 1
+        emit(e, EV_CAPABILITY, c.id, h.request_id, h.volume_id, 0, body, h.body_length)
+
+
 cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noexcept nogil:
     cdef uint32_t status
     cdef Chunk* chunk
     cdef Op* op
     cdef bint write = h.opcode == OP_WRITE or h.opcode == OP_DISCARD
     if h.opcode == OP_CAPABILITY:
-        emit(e, EV_CAPABILITY, c.id, h.request_id, h.volume_id, 0, body, h.body_length)
+        capability_shown(e, c, h, body)
         return 0
     if h.opcode == OP_FLUSH:
         status = grant_status(e, c, h.volume_id, False)
@@ -239,12 +251,36 @@ cdef void pull_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
     mark_dirty(e, c)
 
 
+cdef uint32_t place_status(Engine* e, Conn* c, Header* h) noexcept nogil:
+    """Whether the map makes the SDS on this connection the chunk's primary, and us one of its other copies."""
+    cdef MapVolume* v = map_volume_find(&e.map, h.volume_id)
+    cdef const MapEntry* entry = map_lookup(v, h.chunk_index) if v != NULL else NULL
+    cdef bint writes = h.opcode == OP_REPLICATE or h.opcode == OP_REPLICATE_DISCARD
+    if v != NULL and v.user != NULL and (<TargetVolume*>v.user).dropped:
+        return ST_NO_VOLUME
+    if entry == NULL or (writes and h.epoch > entry.epoch):
+        map_miss(e, h.volume_id, h.chunk_index >> 10)
+        return ST_NOT_READY
+    if writes and h.epoch < entry.epoch:
+        return ST_STALE_MAP
+    if entry.primary != (<Session*>c.user).node_id or (entry.secondary != e.sds_id and entry.learner != e.sds_id):
+        return ST_NOT_MEMBER
+    return ST_OK
+
+
 cdef int primary_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noexcept nogil:
     cdef uint32_t count = h.length >> BLOCK_SHIFT
     cdef uint32_t head = count * (20 if h.opcode == OP_PUSH else 4)
     cdef Chunk* chunk
     cdef Op* op
-    if h.opcode == OP_PING:
+    cdef uint32_t status = ST_OK
+    if not OP_REPLICATE <= h.opcode <= OP_PING:
+        return BAD_OPCODE
+    if h.opcode != OP_DIRTY and (h.opcode != OP_PING or h.volume_id):
+        status = place_status(e, c, h)
+    if status != ST_OK:
+        reply_to(e, c.id, h, status, 0)
+    elif h.opcode == OP_PING:
         if h.flags & FLAG_RESYNC and h.volume_id:
             chunk = chunk_find(e, h.volume_id, h.chunk_index)
             if chunk != NULL and chunk.unsynced:
@@ -259,7 +295,7 @@ cdef int primary_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) no
         dirty_answer(e, c, h)
     elif h.opcode == OP_PULL:
         pull_answer(e, c, h)
-    elif h.opcode == OP_REPLICATE or h.opcode == OP_PUSH or h.opcode == OP_REPLICATE_DISCARD:
+    else:
         if h.opcode != OP_REPLICATE_DISCARD and verify_range(h.volume_id, h.chunk_index, h.offset, h.length,
                                                              body + head, <uint32_t*>body) >= 0:
             reply_to(e, c.id, h, ST_PAYLOAD, 0)
@@ -282,8 +318,6 @@ cdef int primary_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) no
         e.counters.replicate_ops += 1
         e.counters.replicate_bytes += h.length
         op_enter(e, op, chunk, h.offset, h.length)
-    else:
-        return BAD_OPCODE
     return 0
 
 

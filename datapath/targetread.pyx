@@ -14,7 +14,8 @@ from datapath.histogram cimport hist_record
 from datapath.iopool cimport Job, iopool_submit
 from datapath.ondisk cimport SLOT_NONE, Tag
 from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown
-from datapath.targetengine cimport conn_by_id, mark_dirty, op_enter, op_finish, op_new, reply_head, reply_to
+from datapath.targetengine cimport (conn_by_id, mark_dirty, may_still, op_enter, op_finish, op_new, reply_head,
+                                    reply_to)
 from datapath.targetstate cimport *
 from datapath.wire cimport *
 
@@ -142,6 +143,8 @@ cdef void read_start(Engine* e, Op* op) noexcept nogil:
     op.owner = buf_get(&e.pool, op.h.length + op.count * 4)
     if op.owner == NULL:
         status = ST_BUSY
+    elif not may_still(e, op):
+        status = ST_NOT_AUTHORIZED
     else:
         op.checks = <uint32_t*>op.owner.data
         op.data = op.owner.data + op.count * 4

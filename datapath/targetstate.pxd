@@ -15,6 +15,8 @@ cdef enum:
     DEVICES_MAX = 64
     GRANTS_MAX = 64                  # volumes one SDC may use over one connection
     MISSES_MAX = 4096
+    CAPABILITY_SIZE = 64
+    CAPABILITIES_ASKED_MAX = 64      # that one connection may have waiting for an answer
 
 cdef enum ConnKind:
     CONN_CLIENT = 1
@@ -50,6 +52,7 @@ cdef struct Session:                 # Conn.user
     uint32_t node_id
     uint64_t incarnation
     bint ready                       # peers: the pair agreed on what may differ
+    uint32_t capabilities_asked
     uint32_t grant_count
     Grant grants[64]
 

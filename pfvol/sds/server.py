@@ -39,7 +39,9 @@ if TYPE_CHECKING:  # handed over by the caller: the decisions can be tested with
     from datapath.target import Target
 
 CAPABILITIES_WAITING_MAX: Final = 1024
+CAPABILITY_WAIT_SECONDS: Final = 2.0  # for the MDM; the client hears NOT_READY then and shows it again
 PREFETCH_SEGMENTS_MAX: Final = 64  # 256 GiB: a larger volume's map comes as its chunks are asked for
+MAP_REFRESH_SECONDS: Final = 0.2  # between two questions for a segment that the engine has
 _ENTRY: Final = struct.Struct(SEGMENT_ENTRY_FORMAT)
 SEGMENT_MAP_BYTES: Final = SEGMENT_CHUNKS * SEGMENT_ENTRY_BYTES
 VERIFY_CHUNKS_MAX: Final = 32
@@ -64,6 +66,7 @@ class Server:
         self._acceptor = Acceptor(sock, identity, target, self._clients, self._peers)
         self._told: dict[int, VolumeInfo] = {}  # what the engine knows of volumes
         self._segment_locks: dict[int, trio.Lock] = {}
+        self._mapped_at: dict[int, dict[int, float]] = {}  # volume -> segment -> when the engine was told of it
         self._capabilities_waiting = 0
         self._verifying = trio.CapacityLimiter(1)
         self._tokens = 0
@@ -171,9 +174,7 @@ class Server:
         except DeniedError as error:
             self._refuse(conn_id, request_id, volume_id, wire.ST_NOT_AUTHORIZED, error.message)
             return
-        info = self._volumes.get(volume_id)
-        known = info is not None and shown.mapping_id in info.mappings
-        if known or (info is not None and not self._volumes.may_refresh(volume_id)):
+        if self._volumes.decides(shown):
             self._decide(conn_id, request_id, shown)
         elif self._capabilities_waiting >= CAPABILITIES_WAITING_MAX:
             self._refuse(conn_id, request_id, volume_id, wire.ST_NOT_READY, "too many capabilities wait for the MDM")
@@ -183,12 +184,25 @@ class Server:
     async def _ask_and_decide(self, conn_id: int, request_id: int, shown: Capability) -> None:
         self._capabilities_waiting += 1
         try:
-            await self._relearn(shown.volume_id)
+            with trio.move_on_after(CAPABILITY_WAIT_SECONDS):
+                await self._settle(shown)
         finally:
             self._capabilities_waiting -= 1
         # Meanwhile the connection may have gone (the engine ignores the answer) or the mapping (_decide looks it up
         # now).
-        self._decide(conn_id, request_id, shown)
+        if self._volumes.decides(shown):
+            self._decide(conn_id, request_id, shown)
+        else:
+            self._refuse(conn_id, request_id, shown.volume_id, wire.ST_NOT_READY, "the MDM has not told of its mapping")
+
+    async def _settle(self, shown: Capability) -> None:
+        """Has the MDM say whether the mapping exists, unless it was asked in vain a moment ago."""
+        # The answer that is on its way may have been given before the mapping was made.
+        await self._volumes.answered(shown.volume_id)
+        if self._volumes.decides(shown) or not self._volumes.may_ask(shown.volume_id):
+            return
+        if await self._relearn(shown.volume_id):
+            self._volumes.settle(shown)
 
     def _decide(self, conn_id: int, request_id: int, shown: Capability) -> None:
         volume_id = shown.volume_id
@@ -211,7 +225,7 @@ class Server:
         self._target.refuse(conn_id, request_id, volume_id, status)
 
     def _on_map_miss(self, volume_id: int, segment: int) -> None:
-        self._spawn(self._fetch_segment, volume_id, segment)
+        self._spawn(self._answer_miss, volume_id, segment)
 
     def _on_volume_miss(self, volume_id: int) -> None:
         info = self._volumes.get(volume_id)
@@ -262,17 +276,19 @@ class Server:
 
     # -- learning of volumes
 
-    async def _relearn(self, volume_id: int) -> None:
-        """Asks the MDM about the volume and tells the engine."""
+    async def _relearn(self, volume_id: int) -> bool:
+        """Asks the MDM about the volume and tells the engine; False when the MDM's answer cannot be used."""
         try:
             info = await self._volumes.refresh(volume_id)
         except NotFoundError:
             self._drop_volume(volume_id)
         except Error as error:
-            # The MDM answered something that cannot be used; the volume stays as it was known, or unknown.
+            # The volume stays as it was known, or unknown.
             self._log.error("volume cannot be looked up", volume=volume_id, reason=error.message)
+            return False
         else:
             await self._learn(volume_id, info)
+        return True
 
     async def _learn(self, volume_id: int, info: VolumeInfo) -> None:
         """Makes the engine know ``info``: who may no longer come, the maps, the size; in this order."""
@@ -297,6 +313,7 @@ class Server:
         self._volumes.forget(volume_id)
         self._told.pop(volume_id, None)
         self._segment_locks.pop(volume_id, None)
+        self._mapped_at.pop(volume_id, None)
         self._target.purge_volume(volume_id)
 
     def _set_volume(self, volume_id: int, info: VolumeInfo) -> None:
@@ -306,6 +323,7 @@ class Server:
     def _drop_volume(self, volume_id: int) -> None:
         self._told.pop(volume_id, None)
         self._segment_locks.pop(volume_id, None)
+        self._mapped_at.pop(volume_id, None)
         self._target.drop_volume(volume_id)
 
     async def _prefetch(self, volume_id: int, segments: int) -> None:
@@ -313,6 +331,15 @@ class Server:
             if volume_id not in self._volumes:
                 return
             await self._fetch_segment(volume_id, segment, only_ours=True)
+
+    async def _answer_miss(self, volume_id: int, segment: int) -> None:
+        """Fetches what the engine lacks, or doubts because it was named a newer epoch.
+
+        Who names epochs freely must not have us ask without a pause.
+        """
+        told_at = self._mapped_at.get(volume_id, {}).get(segment, float("-inf"))
+        await trio.sleep_until(told_at + MAP_REFRESH_SECONDS)
+        await self._fetch_segment(volume_id, segment)
 
     async def _fetch_segment(self, volume_id: int, segment: int, *, only_ours: bool = False) -> None:
         """Asks the MDM, however long it is away, and tells the engine. One at a time per volume: answers keep order."""
@@ -329,6 +356,7 @@ class Server:
                 self._log.error("map cannot be looked up", volume=volume_id, segment=segment, reason=error.message)
                 entries = bytes(SEGMENT_MAP_BYTES)
             if not only_ours or self._is_in(entries):
+                self._mapped_at.setdefault(volume_id, {})[segment] = trio.current_time()
                 self._target.set_segment(volume_id, segment, entries)
 
     async def _ask_segment(self, volume_id: int, segment: int) -> bytes:

@@ -128,9 +128,10 @@ async def test_a_volume_that_does_not_exist_is_said_so(pair: Pair) -> None:
 async def test_unknown_mappings_make_the_sds_ask_the_mdm_only_now_and_then(pair: Pair) -> None:
     async with await pair.mapped_client(VOLUME, STRANGER) as stranger:
         asked = pair.mdm.asked.count("map.volume")
-        for mapping in range(1000, 1200):
-            token = pair.mdm.capability(VOLUME, STRANGER, mapping)
-            assert (await stranger.capability(VOLUME, token)).status == wire.ST_NOT_AUTHORIZED
+        tokens = [pair.mdm.capability(VOLUME, STRANGER, mapping) for mapping in range(1000, 1200)]
+        statuses = [(await stranger.capability(VOLUME, token)).status for token in (*tokens, tokens[0])]
+        assert (statuses[0], statuses[-1]) == (wire.ST_NOT_AUTHORIZED, wire.ST_NOT_AUTHORIZED)
+        assert set(statuses) <= {wire.ST_NOT_AUTHORIZED, wire.ST_NOT_READY}
         assert pair.mdm.asked.count("map.volume") <= asked + 3
 
 
@@ -160,6 +161,52 @@ async def test_an_unmapped_sdc_is_out_at_once_and_its_capability_worth_nothing(p
             return (await stranger.capability(VOLUME, again)).status == wire.ST_OK
 
         await poll_until_async(accepted, timeout_seconds=5)
+
+
+async def tags(pair: Pair) -> bytes:
+    ((present, tags, _),) = await pair.one.server.verify(VOLUME, 0, 1)
+    assert present
+    return bytes(tags)
+
+
+async def test_nothing_of_an_unmapped_sdc_lands_after_the_unmapping_was_answered(pair: Pair) -> None:
+    async with await pair.mapped_client(VOLUME, STRANGER) as stranger:
+        body = stranger.body(VOLUME, 0, 0, b"late" * 1024)
+        place = {"volume_id": VOLUME, "length": 4096, "epoch": 1, "body_length": len(body)}
+        sent, answered = 0, False
+
+        async def write_on() -> None:
+            """Of one block, without waiting for answers: most of what is sent waits for the write before it."""
+            nonlocal sent
+            while not answered:
+                await stranger.send(stranger.header(wire.OP_WRITE, **place) + body)
+                sent += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write_on)
+            statuses = [(await stranger.receive()).status for _ in range(20)]
+            pair.mdm.volumes[VOLUME].mappings.popitem()
+            await pair.one.server.revoked(VOLUME, STRANGER)
+            at_the_answer = await tags(pair)
+            answered = True
+        statuses += [(await stranger.receive()).status for _ in range(sent - len(statuses))]
+        assert set(statuses) <= {wire.ST_OK, wire.ST_NOT_AUTHORIZED}
+        assert (await stranger.write(VOLUME, b"last" * 1024)).status == wire.ST_NOT_AUTHORIZED
+        assert await tags(pair) == at_the_answer
+
+
+async def test_a_connection_that_floods_capabilities_is_told_to_wait_and_the_others_are_served(pair: Pair) -> None:
+    async with (
+        await pair.mapped_client(VOLUME, OWNER, 2) as owner,
+        await pair.mapped_client(VOLUME, STRANGER) as stranger,
+    ):
+        token = pair.mdm.capability(VOLUME, STRANGER, max(pair.mdm.volumes[VOLUME].mappings))
+        frame = stranger.header(wire.OP_CAPABILITY, volume_id=VOLUME, body_length=len(token)) + token
+        await stranger.send(frame * 5000)
+        assert (await owner.read(VOLUME)).payload == SECRET_BYTES
+        statuses = [(await stranger.receive()).status for _ in range(5000)]
+        assert set(statuses) == {wire.ST_OK, wire.ST_BUSY}
+        assert (await stranger.read(VOLUME)).status == wire.ST_OK
 
 
 async def test_who_does_not_know_the_secret_gets_no_byte(pair: Pair) -> None:
@@ -266,8 +313,11 @@ async def test_requests_that_are_well_formed_but_out_of_place_are_answered(pair:
         assert (await owner.read(VOLUME, chunk=4)).status == wire.ST_RANGE
         assert (await owner.read(VOLUME, chunk=2**32 - 1)).status == wire.ST_RANGE
         assert (await owner.write(VOLUME, bytes(4096), chunk=4)).status == wire.ST_RANGE
-        assert (await owner.read(VOLUME, epoch=77)).status == wire.ST_STALE_MAP
-        assert (await owner.write(VOLUME, bytes(4096), epoch=77)).status == wire.ST_STALE_MAP
+        assert (await owner.read(VOLUME, epoch=0)).status == wire.ST_STALE_MAP
+        assert (await owner.write(VOLUME, bytes(4096), epoch=0)).status == wire.ST_STALE_MAP
+        # Newer than the SDS's own map: it is the SDS that has to look, and the client need not.
+        assert (await owner.read(VOLUME, epoch=77)).status == wire.ST_NOT_READY
+        assert (await owner.write(VOLUME, bytes(4096), epoch=77)).status == wire.ST_NOT_READY
         assert (await owner.write(VOLUME, bytes(4096), chunk=1)).status == wire.ST_NOT_MEMBER
         damaged = await owner.request(wire.OP_WRITE, bytes(4) + b"x" * 4096, volume_id=VOLUME, length=4096, epoch=1)
         assert damaged.status == wire.ST_PAYLOAD

@@ -90,6 +90,12 @@ class DataClient:
         ours = {"request_id": self._requests, "node_id": self.node_id, "incarnation": self.incarnation}
         return wire.pack_header(opcode, **(ours | {"op_id": self._requests} | fields))
 
+    @staticmethod
+    def body(volume_id: int, chunk: int, offset: int, data: bytes) -> bytes:
+        """Of a WRITE or REPLICATE: the check values, then the data."""
+        checks = range_checks(volume_id, chunk, offset, data)
+        return struct.pack(f"<{len(checks)}I", *checks) + data
+
     async def send(self, data: bytes) -> None:
         try:
             await self.stream.send_all(data)
@@ -119,8 +125,7 @@ class DataClient:
     async def write(
         self, volume_id: int, data: bytes, chunk: int = 0, offset: int = 0, epoch: int = 1, **fields: int
     ) -> Reply:
-        checks = range_checks(volume_id, chunk, offset, data)
-        body = struct.pack(f"<{len(checks)}I", *checks) + data
+        body = self.body(volume_id, chunk, offset, data)
         place = {"volume_id": volume_id, "chunk_index": chunk, "offset": offset, "length": len(data), "epoch": epoch}
         return await self.request(wire.OP_WRITE, body, **(place | fields))
 

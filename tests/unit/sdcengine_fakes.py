@@ -160,8 +160,16 @@ def segment(*entries: tuple[int, int, int]) -> bytes:
 class Rig:
     """An initiator with its SDSs. It answers events as the trio side would, unless a test takes that over."""
 
-    def __init__(self, *, sds: int = 2, size: int = 64 * MIB, deadline: float = 30.0, read_only: bool = False,
-                 iops_limit: int = 0, bandwidth_limit: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        sds: int = 2,
+        size: int = 64 * MIB,
+        deadline: float = 30.0,
+        read_only: bool = False,
+        iops_limit: int = 0,
+        bandwidth_limit: int = 0,
+    ) -> None:
         self.chunks: dict[tuple[int, int], bytearray] = {}
         self.sds = {n: FakeSds(n, self.chunks) for n in range(1, sds + 1)}
         self.map = segment((1, 1, 2 if sds > 1 else 0))
@@ -175,8 +183,15 @@ class Rig:
         self.capability = b"capability"
         self._token = 0
         self.engine = Initiator(3, 9, io_deadline_seconds=deadline)
-        self.engine.add_volume(VOLUME, INODE, size, read_only=read_only, capability=self.capability,
-                               iops_limit=iops_limit, bandwidth_limit_bytes=bandwidth_limit)
+        self.engine.add_volume(
+            VOLUME,
+            INODE,
+            size,
+            read_only=read_only,
+            capability=self.capability,
+            iops_limit=iops_limit,
+            bandwidth_limit_bytes=bandwidth_limit,
+        )
 
     def connect(self, sds_id: int) -> None:
         self.engine.add_sds(sds_id, self.sds[sds_id].connect(), self.sds[sds_id].durable)

@@ -153,16 +153,44 @@ async def test_known_volumes_are_granted_without_the_mdm() -> None:
         assert [grant[2:5] for grant in sds.engine.named("grant")] == [(1, VOLUME, True), (2, VOLUME, False)]
 
 
-async def test_a_capability_for_an_unknown_volume_waits_for_the_mdm(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_capability_that_only_the_mdm_can_judge_waits_for_it_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with serving() as sds:
         sds.mdm.add()
         sds.mdm.away = True
         sds.engine.say("capability", CONN, 1, VOLUME, token())
-        await trio.sleep(3)
+        await trio.sleep(server.CAPABILITY_WAIT_SECONDS / 2)
         assert sds.engine.named("grant", "refuse") == []
+        await trio.sleep(server.CAPABILITY_WAIT_SECONDS)
+        assert sds.engine.named("grant", "refuse") == [("refuse", CONN, 1, VOLUME, wire.ST_NOT_READY)]
+        sds.engine.say("capability", CONN, 2, VOLUME, token())
+        await trio.sleep(server.CAPABILITY_WAIT_SECONDS / 2)
         sds.mdm.away = False
         await trio.sleep(1)
-        assert len(sds.engine.named("grant")) == 1
+        assert [grant[2] for grant in sds.engine.named("grant")] == [2]
+
+
+async def test_a_mapping_made_while_a_question_was_under_way_makes_another_and_is_granted() -> None:
+    async with serving() as sds:
+        sds.mdm.add()
+        sds.mdm.held["map.volume"] = trio.Event()
+        await sds.show(token())
+        sds.mdm.add(mappings=((SDC, 11, False), (SDC, 12, False)))  # the answer under way does not know 12
+        for _ in range(10):
+            await sds.show(token(12))
+        sds.mdm.held["map.volume"].set()
+        await sds.settle()
+        assert len(sds.engine.named("grant")) == 11
+        assert sds.engine.named("refuse") == []
+        assert sds.mdm.asked["map.volume"] == 2
+
+
+async def test_an_answer_of_the_mdm_that_cannot_be_used_refuses_nobody() -> None:
+    async with serving() as sds:
+        sds.mdm.volumes[VOLUME] = {"nonsense": True}
+        await sds.show(token())
+        assert sds.engine.named("refuse") == [("refuse", CONN, 1, VOLUME, wire.ST_NOT_READY)]
 
 
 async def test_a_volume_that_is_gone_is_dropped_and_refused() -> None:
@@ -209,17 +237,40 @@ async def test_a_mapping_lost_while_the_mdm_was_away_is_revoked_when_it_is_back(
         assert sds.engine.named("grant")[-1][4] is False
 
 
-async def test_a_new_mapping_is_asked_for_at_most_once_a_second(autojump_clock: trio.testing.MockClock) -> None:
+async def test_new_mappings_are_asked_for_as_they_come() -> None:
+    async with serving() as sds:
+        for mapping in range(11, 21):
+            sds.mdm.add(mappings=((SDC, mapping, False),))
+            await sds.show(token(mapping))
+        assert len(sds.engine.named("grant")) == 10
+
+
+async def test_old_capabilities_make_one_question_each_and_not_more_than_one_a_second(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with serving() as sds:
         sds.mdm.add()
         await sds.show(token())
         for _ in range(20):
-            await sds.show(token(99))
-        assert sds.mdm.asked["map.volume"] <= 2
-        sds.mdm.add(mappings=((SDC, 99, False),))
+            await sds.show(token(12))
+        assert {refusal[-1] for refusal in sds.engine.named("refuse")} == {wire.ST_NOT_AUTHORIZED}
+        assert sds.mdm.asked["map.volume"] == 2
+        for _ in range(20):
+            await sds.show(token(13))
+        assert sds.engine.named("refuse")[-1][-1] == wire.ST_NOT_READY
+        assert sds.mdm.asked["map.volume"] == 2
+        sds.mdm.add(mappings=((SDC, 13, False),))
         await trio.sleep(volumes.MAPPING_REFRESH_SECONDS)
-        await sds.show(token(99))
-        assert sds.engine.named("grant")[-1][2] == 22
+        await sds.show(token(13))
+        assert sds.engine.named("grant")[-1][2] == 42
+
+
+async def test_a_volume_that_is_gone_is_asked_for_once() -> None:
+    async with serving() as sds:
+        for _ in range(20):
+            await sds.show(token())
+        assert {refusal[-1] for refusal in sds.engine.named("refuse")} == {wire.ST_NO_VOLUME}
+        assert sds.mdm.asked["map.volume"] == 1
 
 
 async def test_a_miss_of_the_engine_is_answered_when_the_mdm_is_back(autojump_clock: trio.testing.MockClock) -> None:
@@ -234,6 +285,21 @@ async def test_a_miss_of_the_engine_is_answered_when_the_mdm_is_back(autojump_cl
         await trio.sleep(1)
         assert ("set_segment", VOLUME, 3, entries((1, 2))) in sds.engine.commands
         assert sds.engine.named("set_volume") == [("set_volume", VOLUME, SEGMENT, False, False)]
+
+
+async def test_a_map_that_is_doubted_again_and_again_is_asked_for_now_and_then(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with serving() as sds:
+        sds.mdm.add()
+        sds.engine.say("map_miss", VOLUME, 0)
+        await trio.sleep(0.4 * server.MAP_REFRESH_SECONDS)
+        assert len(sds.engine.named("set_segment")) == 1
+        sds.engine.say("map_miss", VOLUME, 0)
+        await trio.sleep(0.4 * server.MAP_REFRESH_SECONDS)
+        assert len(sds.engine.named("set_segment")) == 1
+        await trio.sleep(0.4 * server.MAP_REFRESH_SECONDS)
+        assert len(sds.engine.named("set_segment")) == 2
 
 
 @pytest.mark.parametrize("nonsense", [None, b"", bytes(SEGMENT_MAP_BYTES - 1), "text", 5])

@@ -106,22 +106,42 @@ async def test_a_volume_that_is_gone_is_forgotten_by_all_who_asked(mdm: Mdm) -> 
     async with trio.open_nursery() as nursery:
         for _ in range(5):
             nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
         mdm.gate.set()
     assert refused == 5
+    assert mdm.asked == 1
     assert 1 not in volumes
 
 
-async def test_an_unknown_mapping_is_a_reason_to_ask_only_so_often(
-    mdm: Mdm, autojump_clock: trio.testing.MockClock
-) -> None:
-    mdm.answers = [info()]
-    mdm.gate.set()
-    volumes = Volumes(mdm.call)
-    assert volumes.may_refresh(1)
-    await volumes.refresh(1)
-    assert not volumes.may_refresh(1)
+def shown(mapping_id: int) -> Capability:
+    return Capability(7, 1, mapping_id, False, 0)
+
+
+async def test_what_the_mdm_has_told_or_denied_once_decides_until_its_word_is_doubted() -> None:
+    volumes = Volumes(Mdm().call)
+    assert not volumes.decides(shown(11))
+    volumes.put(1, parse_info(info()))
+    assert volumes.decides(shown(11))
+    assert not volumes.decides(shown(10))
+    volumes.settle(shown(15))
+    assert volumes.decides(shown(10))
+    assert volumes.decides(shown(15))
+    assert not volumes.decides(shown(16))
+    volumes.doubt()
+    assert volumes.decides(shown(11))
+    assert not volumes.decides(shown(15))
+
+
+async def test_questions_in_vain_are_a_second_apart(autojump_clock: trio.testing.MockClock) -> None:
+    volumes = Volumes(Mdm().call)
+    volumes.put(1, parse_info(info()))
+    volumes.settle(shown(11))
+    assert volumes.may_ask(1)
+    volumes.settle(shown(12))
+    assert not volumes.may_ask(1)
+    assert volumes.may_ask(2)
     await trio.sleep(1.0)
-    assert volumes.may_refresh(1)
+    assert volumes.may_ask(1)
 
 
 @pytest.mark.parametrize(
