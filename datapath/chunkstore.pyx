@@ -1,10 +1,10 @@
 """The chunks an SDS holds (see chunkstore.pxd): which slot, which intent, and the order of a block's bytes and tag.
 
-The order on disk: intent durable, then bytes, then tag. A crash between them leaves a block that does not match its tag in a
-chunk whose intent is there, which recovery finds and the pair settles.
+The order on disk: intent durable, then bytes, then tag. A crash between them leaves a block that does not match its tag
+in a chunk whose intent is there, which recovery finds and the pair settles.
 """
 
-from libc.errno cimport EIO, ENOMEM, ENOSPC, errno
+from libc.errno cimport EIO, ENOSPC, errno
 from libc.stdlib cimport calloc
 from libc.stdint cimport int64_t
 from datapath.blockfile cimport (Device, device_intent, device_journal_appended, device_journal_durable, device_offset,
@@ -14,7 +14,7 @@ from datapath.ondisk cimport SLOT_NONE, TAG_HOLE
 from datapath.tags cimport tag_is_hole, tag_set
 from datapath.targetstate cimport DeviceState, TargetVolume
 from datapath.volumemap cimport MapVolume, map_volume_find
-from datapath.wire cimport BLOCK_SHIFT, BLOCK_SIZE
+from datapath.wire cimport BLOCK_SHIFT
 
 cdef extern from "<fcntl.h>" nogil:
     int fallocate(int fd, int mode, int64_t offset, int64_t size)
@@ -157,7 +157,8 @@ cdef int chunk_write(Engine* e, Chunk* c, uint32_t first, uint32_t count, const 
     return 0
 
 
-cdef int chunk_discard(Engine* e, Chunk* c, uint32_t first, uint32_t count, uint32_t epoch, uint64_t seq) noexcept nogil:
+cdef int chunk_discard(Engine* e, Chunk* c, uint32_t first, uint32_t count, uint32_t epoch,
+                       uint64_t seq) noexcept nogil:
     cdef Device* d = e.devices[c.device].d
     cdef Tag* tags = device_tags(d, c.slot) + first
     cdef uint32_t i
