@@ -9,7 +9,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from posix.time cimport clock_gettime, timespec
 from posix.unistd cimport close
 from datapath.blockfile cimport (BlockDevice, Device, device_checkpoint_begin, device_checkpoint_end, device_intent,
-                                 device_journal_commit, device_journal_void, device_sync, device_sync_begin,
+                                 device_journal_commit, device_journal_void, device_sync_all, device_sync_begin,
                                  device_verify_slot)
 from datapath.chunkstore cimport chunk_find, chunk_get, chunk_tags
 from datapath.connection cimport conn_destroy, conn_flush, conn_init, conn_receive, pool_destroy, pool_init
@@ -432,7 +432,7 @@ cdef int last_checkpoint(Engine* e) noexcept nogil:
                     device_intent(d, c.volume_id, c.index, c.slot)
                 c = c.hash_next
         device_sync_begin(d)
-        if device_journal_commit(d) == 0 and device_sync(d) == 0 and device_journal_void(d) == 0:
+        if device_journal_commit(d) == 0 and device_sync_all(d) == 0 and device_journal_void(d) == 0:
             device_checkpoint_end(d)
     return 0
 

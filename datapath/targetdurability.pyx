@@ -5,7 +5,7 @@ Each device has at most one of each under way, on a pool thread; operations that
 
 from datapath.blockfile cimport (device_checkpoint_begin, device_checkpoint_end, device_intent,
                                  device_journal_appended, device_journal_commit, device_journal_durable,
-                                 device_journal_void, device_sync, device_sync_begin)
+                                 device_journal_void, device_sync, device_sync_all, device_sync_begin)
 from datapath.chunkstore cimport chunk_intent
 from datapath.iopool cimport Job, iopool_submit
 from datapath.ondisk cimport SLOT_NONE
@@ -28,7 +28,7 @@ cdef void sync_run(Job* job) noexcept nogil:
 
 
 cdef void checkpoint_run(Job* job) noexcept nogil:
-    job.result = device_sync((<DeviceState*>job.owner).d)
+    job.result = device_sync_all((<DeviceState*>job.owner).d)
     if job.result == 0:
         job.result = device_journal_void((<DeviceState*>job.owner).d)
 
