@@ -646,10 +646,11 @@ cdef class Target:
         return figures
 
     def __dealloc__(self):
-        if self.e == NULL or (self.thread is not None and not self.stopped):
-            return                                         # the thread still runs: its memory stays
-        if self.thread is None:
-            iopool_stop(&self.e.io)
+        # The thread holds a reference to this object: it has ended, or was never started. (self.thread says nothing
+        # here: the garbage collector has cleared it.)
+        if self.e == NULL:
+            return
+        iopool_stop(&self.e.io)
         ring_destroy(&self.e.commands)
         ring_destroy(&self.e.events)
         map_destroy(&self.e.map)
