@@ -180,16 +180,16 @@ def test_io_goes_on_while_the_mdm_is_away(fresh_cluster: Callable[..., Any]) -> 
     path = mount.volume("v")
     poll_until(path.exists, what="the volume")
     writer = _Writer(path, 64 * MIB)
-    writer.run_until(lambda: writer.rounds >= 1)
+    writer.run_rounds(1)
     cluster.kill("mdm1")
-    writer.run_until(lambda: writer.rounds >= 3)
+    writer.run_rounds(2)
     assert path.stat().st_size == 64 * MIB
     starting = threading.Thread(target=cluster.up)
     starting.start()
     writer.run_until(lambda: not starting.is_alive())
     cluster.volume("w", "16MiB", sdc=mount.sdc)
     poll_until(mount.volume("w").exists, what="a volume mapped after the MDM came back")
-    writer.run_until(lambda: writer.rounds >= 6)
+    writer.run_rounds(2)
     writer.check()
     assert writer.longest_seconds < STALL_SECONDS_MAX, writer.longest_seconds
 
@@ -213,9 +213,13 @@ class _Writer:
                     self._check(file.fileno())
                 self._data = os.urandom(5000)
                 for offset in self._offsets:
-                    self._timed(lambda at=offset: os.pwrite(file.fileno(), self._data, at))
-                self._timed(lambda: os.fsync(file.fileno()))
+                    self._timed(os.pwrite, file.fileno(), self._data, offset)
+                self._timed(os.fsync, file.fileno())
                 self.rounds += 1
+
+    def run_rounds(self, count: int) -> None:
+        until = self.rounds + count
+        self.run_until(lambda: self.rounds >= until)
 
     def check(self) -> None:
         with self._path.open("rb", buffering=0) as file:
@@ -224,11 +228,11 @@ class _Writer:
     def _check(self, descriptor: int) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         for offset in self._offsets:
-            assert self._timed(lambda at=offset: os.pread(descriptor, 5000, at)) == self._data
+            assert self._timed(os.pread, descriptor, 5000, offset) == self._data
 
-    def _timed(self, call: Callable[[], Any]) -> Any:
+    def _timed(self, call: Callable[..., Any], *arguments: Any) -> Any:
         started = time.monotonic()
-        result = call()
+        result = call(*arguments)
         self.longest_seconds = max(self.longest_seconds, time.monotonic() - started)
         return result
 
@@ -246,5 +250,5 @@ def test_the_first_io_of_a_volume_needs_no_mdm(fresh_cluster: Callable[..., Any]
     cluster.kill("mdm1")
     for path in paths:
         writer = _Writer(path, 64 * MIB)
-        writer.run_until(lambda writer=writer: writer.rounds == 2)
+        writer.run_rounds(2)
         assert writer.longest_seconds < STALL_SECONDS_MAX, (path.name, writer.longest_seconds)

@@ -299,7 +299,7 @@ async def test_mapped_volumes_are_learnt_at_registration_before_anybody_asks() -
         sds.server.registered({**REPLY, "volumes": [VOLUME]})
         await sds.settle()
         sds.mdm.away = True
-        assert [command[0] for command in sds.engine.named("set_volume", "set_segment")] == ["set_volume", "set_segment"]
+        assert [len(sds.engine.named(command)) for command in ("set_volume", "set_segment")] == [1, 1]
         await sds.show(token())
         assert sds.engine.named("grant")
 
