@@ -33,9 +33,7 @@ demo: system-demo build  ## a cluster, a mount, data in and out, all cleaned up 
 	@$(RUN) -m tools.demo.demo $(if $(KEEP),--keep)
 
 # Written before the SDS engine existed and not yet settled with it: `make test NOT_YET=` runs them too.
-NOT_YET = tests/integration/test_cluster_lifecycle.py \
-	tests/integration/test_package_install.py \
-	tests/fuse/test_sdc_commands.py tests/fuse/test_sdc_files.py tests/fuse/test_sdc_mapping.py
+NOT_YET = tests/integration/test_cluster_lifecycle.py tests/integration/test_package_install.py
 
 test: system-test build  ## the whole suite, linters included (ARGS= goes to pytest)
 	@$(RUN) -m pytest -q $(addprefix --ignore=,$(NOT_YET)) $(ARGS)

@@ -57,6 +57,7 @@ cdef int iopool_start(IoPool* p, uint32_t threads) noexcept nogil:
         return -errno
     pthread_mutex_init(&p.mutex, NULL)
     pthread_cond_init(&p.cond, NULL)
+    p.running = True
     while p.thread_count < threads and p.thread_count < IO_THREADS_MAX:
         if pthread_create(&p.threads[p.thread_count], NULL, work, p) != 0:
             break
@@ -66,6 +67,9 @@ cdef int iopool_start(IoPool* p, uint32_t threads) noexcept nogil:
 
 cdef void iopool_stop(IoPool* p) noexcept nogil:
     cdef uint32_t i
+    if not p.running:
+        return
+    p.running = False
     pthread_mutex_lock(&p.mutex)
     p.stopping = True
     pthread_cond_broadcast(&p.cond)

@@ -69,9 +69,10 @@ def find(pid: int | None, start_ticks: int | None, argument: str) -> Identity | 
 
 
 def identify(pid: int) -> Identity | None:
-    """Whatever process has the pid now."""
+    """Whatever process has the pid now. One that has ended and only waits for its parent to notice is none."""
     fields = _stat_fields(pid)
-    return Identity(pid, int(fields[_STAT_START_TICKS])) if fields else None
+    alive = fields and fields[_STAT_STATE] not in {"Z", "X"}
+    return Identity(pid, int(fields[_STAT_START_TICKS])) if alive else None
 
 
 def find_by_argument(argument: str) -> list[int]:

@@ -76,6 +76,7 @@ class Mdm:
             "reserved_slots": 0,
             "peers": [],
             "purge": self.purge,
+            "volumes": [],
         }
 
     @asynccontextmanager
