@@ -65,7 +65,10 @@ cdef int iopool_start(IoPool* p, uint32_t threads) noexcept nogil:
 
 
 cdef void iopool_stop(IoPool* p) noexcept nogil:
+    """Idempotent: a descriptor closed twice would by then be another's, a device's file for instance."""
     cdef uint32_t i
+    if p.event_fd < 0:
+        return
     pthread_mutex_lock(&p.mutex)
     p.stopping = True
     pthread_cond_broadcast(&p.cond)
@@ -76,6 +79,7 @@ cdef void iopool_stop(IoPool* p) noexcept nogil:
     pthread_cond_destroy(&p.cond)
     pthread_mutex_destroy(&p.mutex)
     close(p.event_fd)
+    p.event_fd = -1
 
 
 cdef void iopool_submit(IoPool* p, Job* job) noexcept nogil:

@@ -447,6 +447,7 @@ cdef class Target:
         if e == NULL:
             raise MemoryError
         self.e = e
+        e.io.event_fd = e.commands.event_fd = e.events.event_fd = -1
         e.sds_id = sds_id
         e.incarnation = incarnation
         e.durable_incarnation = durable_incarnation
@@ -642,10 +643,11 @@ cdef class Target:
         return figures
 
     def __dealloc__(self):
-        if self.e == NULL or (self.thread is not None and not self.stopped):
-            return                                         # the thread still runs: its memory stays
-        if self.thread is None:
-            iopool_stop(&self.e.io)
+        # The thread holds a reference to this object: it has ended, or was never started. self.thread does not tell
+        # which, as the collector of cycles clears it first.
+        if self.e == NULL:
+            return
+        iopool_stop(&self.e.io)
         ring_destroy(&self.e.commands)
         ring_destroy(&self.e.events)
         map_destroy(&self.e.map)
