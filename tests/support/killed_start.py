@@ -1,8 +1,8 @@
 """Makes an SDS's devices for the first time and is killed on the way, at each step in turn; then makes them in peace.
 
-A program of its own: ``python -m tests.support.killed_start DIRECTORY``. A step is whatever Python audits: each file that is
-opened, made, renamed or removed. Prints the number of steps; fails when a start after a kill does not find or make all
-devices whole.
+A program of its own: ``python -m tests.support.killed_start DIRECTORY``. A step is whatever Python audits: each file
+that is opened, made, renamed or removed. Prints the number of steps; fails when a start after a kill does not find or
+make all devices whole.
 """
 
 from __future__ import annotations
