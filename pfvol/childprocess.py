@@ -22,7 +22,7 @@ LOG_TAIL_BYTES = 16 * 1024
 _STAT_START_TICKS = 19  # field of /proc/PID/stat after the command's closing bracket
 
 # Those started by this very process have to be reaped by it, or they stay as zombies.
-_children: dict[int, subprocess.Popen[bytes]] = {}
+_children: set[int] = set()
 
 
 class Identity(NamedTuple):
@@ -50,7 +50,9 @@ def start_detached(
         )
     finally:
         os.close(descriptor)
-    _children[process.pid] = process
+    _children.add(process.pid)
+    # Popen is to forget it: that it outlives us is what it is for, and nothing to be warned of.
+    process.returncode = 0
     # It cannot have been reaped by anybody else yet, so /proc still has it even if it has exited.
     fields = _stat_fields(process.pid)
     return Identity(process.pid, int(fields[_STAT_START_TICKS]) if fields else 0)
@@ -61,17 +63,22 @@ def find(pid: int | None, start_ticks: int | None, argument: str) -> Identity | 
     if not pid or start_ticks is None:
         return None
     identity = Identity(pid, start_ticks)
+    return identity if is_alive(identity) and argument in command_line(pid) else None
+
+
+def is_alive(identity: Identity) -> bool:
     descriptor = _open(identity)
     if descriptor is None:
-        return None
+        return False
     os.close(descriptor)
-    return identity if argument in command_line(pid) else None
+    return True
 
 
 def identify(pid: int) -> Identity | None:
-    """Whatever process has the pid now."""
+    """Whatever process has the pid now. One that has ended and only waits for its parent to notice is none."""
     fields = _stat_fields(pid)
-    return Identity(pid, int(fields[_STAT_START_TICKS])) if fields else None
+    identity = Identity(pid, int(fields[_STAT_START_TICKS])) if fields else None
+    return identity if identity and is_alive(identity) else None
 
 
 def find_by_argument(argument: str) -> list[int]:
@@ -178,8 +185,8 @@ def _stat_fields(pid: int) -> list[str]:
 
 
 def _reap(pid: int) -> None:
-    child = _children.get(pid)
-    if child is not None:
-        with suppress(OSError):
-            if child.poll() is not None:
-                del _children[pid]
+    if pid in _children:
+        with suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                return
+        _children.discard(pid)

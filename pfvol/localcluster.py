@@ -537,9 +537,8 @@ def _provision(document: Document, nodes: Sequence[Document]) -> None:
         new = [node for node in nodes if node["sds"] not in there]
         capacity_bytes = document["devices"] * document["device_size_bytes"]
         for node in new:
-            # The node is named, or one that has come up first would be taken for an SDS whose own has not yet.
-            ours = {"name": node["sds"], "node": node["name"], "fault_set_id": node["fault_set"]}
-            client.post("/sds/add", pd_id=pd, capacity_bytes=capacity_bytes, **ours)
+            body = {"name": node["sds"], "node": node["name"], "fault_set_id": node["fault_set"]}
+            client.post("/sds/add", pd_id=pd, capacity_bytes=capacity_bytes, **body)
         net_bytes = sum(sds["total_capacity_bytes"] for sds in client.get("/sds/list", pd_id=pd)) // COPIES
         pools = [pool for pool in client.get("/pool/list", pd_id=pd) if pool["name"] == POOL]
         if not pools:

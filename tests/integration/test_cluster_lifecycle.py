@@ -17,6 +17,7 @@ from pfvol import childprocess, localcluster
 from pfvol.errors import Error, NotFoundError
 from tests.support.cli import environment
 from tests.support.cluster import DEVICE_SIZE_BYTES, DEVICES, TestCluster
+from tests.support.processes import running
 from tests.support.waiting import poll_until
 
 MIB = 1024**2
@@ -167,9 +168,10 @@ def test_two_at_once_make_one_cluster(fresh_cluster: Factory) -> None:
     cluster = fresh_cluster(start=False)
     argv = [sys.executable, "-m", "pfvol.cli", "--data-dir", str(cluster.data_dir), "--json", "cluster", "up"]
     argv += ["--sds", "2", "--devices", "1", "--device-size", "64MiB"]
-    running = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment()) for _ in range(2)]
-    documents = [json.loads(process.communicate(timeout=100)[0]) for process in running]
-    assert [process.returncode for process in running] == [0, 0]
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "env": environment()}
+    with running(argv, **options) as one, running(argv, **options) as other:
+        documents = [json.loads(process.communicate(timeout=100)[0]) for process in (one, other)]
+        assert [one.returncode, other.returncode] == [0, 0]
     first, second = ([node["pid"] for node in document["nodes"]] for document in documents)
     assert first == second
 
