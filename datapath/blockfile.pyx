@@ -5,11 +5,11 @@ belongs to which thread in blockfile.pxd. Promises that a slot is given out only
 tags have room on the disk, that what a commit or sync reported as durable is, and that the first error of the host's
 disk takes the device out of service: a later sync never claims what the failed one lost.
 """
-from libc.errno cimport EAGAIN, EBUSY, EINVAL, ENOSPC, errno
+from libc.errno cimport EAGAIN, EBUSY, EINVAL, EIO, ENOSPC, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, int64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
-from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.mman cimport MADV_RANDOM, MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, madvise, mmap, munmap
 from posix.types cimport off_t
 import fcntl
 import os
@@ -22,7 +22,8 @@ from datapath.journal cimport (
     pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, read_all, write_all)
 from datapath.ondisk cimport (
     INCARNATION_MAX, JOURNAL_ALLOC, JOURNAL_DIRTY, JOURNAL_FREE, SDS_ID_MAX, SLOT_ENTRY_SIZE, SLOT_FREE, SLOT_LOST,
-    SLOT_NONE, SLOT_SIZE, SLOT_TAGS_SIZE, SLOT_USED, TAGS_PER_SLOT, SlotEntry, Superblock, Tag)
+    SLOT_NONE, SLOT_SIZE, SLOT_TAGS_SIZE, SLOT_USED, TAG_SIZE, TAGS_PER_SLOT, SlotEntry, Superblock,
+    Tag)
 from datapath.recovery cimport recover_device
 from datapath.deviceformat import FILES, DeviceFormatError, boot_id_now
 from datapath.tags cimport tag_check, tag_set, tag_set_never, tags_verify
@@ -41,6 +42,7 @@ cdef extern from "<fcntl.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int fdatasync(int fd)
+    ssize_t pwrite(int fd, const void* data, size_t size, off_t offset)
     int c_close "close"(int fd)
 
 cdef enum:
@@ -122,10 +124,19 @@ cdef int out_of_service(Device* d) noexcept nogil:
     return 0 if own_of(d).serving else -EINVAL
 
 
+cdef int device_tags_write(Device* d, uint32_t slot, uint32_t first, uint32_t count,
+                           const Tag* tags) noexcept nogil:
+    cdef size_t size = <size_t>count * TAG_SIZE
+    cdef ssize_t got = pwrite(d.tag_fd, tags, size, (<off_t>slot * TAGS_PER_SLOT + first) * TAG_SIZE)
+    if got == <ssize_t>size:
+        return 0
+    return device_fail(d, -errno if got < 0 else -EIO)
+
+
 cdef int64_t device_slot_alloc(Device* d, uint64_t volume_id, uint32_t chunk_index, uint32_t epoch) noexcept nogil:
     cdef Own* own = own_of(d)
     cdef uint32_t slot, block
-    cdef Tag* tags
+    cdef Tag never[1024]
     cdef int error = out_of_service(d)
     if error:
         return error
@@ -138,9 +149,11 @@ cdef int64_t device_slot_alloc(Device* d, uint64_t volume_id, uint32_t chunk_ind
     if journal_append(journal_of(d), journal_of(d).running, JOURNAL_ALLOC, volume_id, chunk_index, slot, epoch) < 0:
         return -EAGAIN
     d.free_count -= 1
-    tags = device_tags(d, slot)
     for block in range(<uint32_t>TAGS_PER_SLOT):
-        tag_set_never(tags + block, volume_id, chunk_index, block)
+        tag_set_never(never + block, volume_id, chunk_index, block)
+    error = device_tags_write(d, slot, 0, TAGS_PER_SLOT, never)
+    if error:
+        return error
     entry_write(d, slot, SLOT_USED, volume_id, chunk_index, epoch)
     d.needs_sync = True
     return slot
@@ -227,6 +240,9 @@ cdef int device_journal_commit(Device* d) noexcept nogil:
     return device_fail(d, error) if error else 0
 
 
+cdef Tag blank[1024]                 # zeros: as they were before the slot was given out
+
+
 cdef int punch_freed(Device* d) noexcept nogil:
     """Punches what was freed so far and blanks its tags; returns when that is done, also by another thread.
 
@@ -250,7 +266,7 @@ cdef int punch_freed(Device* d) noexcept nogil:
         if fallocate(d.block_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, <off_t>device_offset(slot), SLOT_SIZE):
             error = -errno
         else:
-            memset(device_tags(d, slot), 0, SLOT_TAGS_SIZE)
+            error = device_tags_write(d, slot, 0, TAGS_PER_SLOT, blank)
     pthread_mutex_unlock(&own.punch_lock)
     return error
 
@@ -260,12 +276,19 @@ cdef int device_sync(Device* d) noexcept nogil:
     if error:
         return -error
     error = punch_freed(d)
-    if not error and (fdatasync(d.block_fd) or fdatasync(d.tag_fd) or fdatasync(d.slot_fd)):
+    if not error and (fdatasync(d.block_fd) or fdatasync(d.tag_fd)):
         error = -errno
     if error:
         return device_fail(d, error)
     # Another thread's sync may have been told of an error that concerns this one's data too.
     return -pfvol_load_int(&d.failed)
+
+
+cdef int device_sync_all(Device* d) noexcept nogil:
+    cdef int error = device_sync(d)
+    if not error and fdatasync(d.slot_fd):
+        error = device_fail(d, -errno)
+    return error
 
 
 cdef int device_journal_void(Device* d) noexcept nogil:
@@ -378,6 +401,8 @@ cdef class BlockDevice:
         if mapping == MAP_FAILED:
             raise OSError(errno, os.strerror(errno), self.path)
         d.tags = <Tag*>mapping
+        # Read-ahead of a fault would make large folios, and ext4 walks all of a folio's blocks at each write to it.
+        madvise(mapping, <size_t>d.slot_count * SLOT_TAGS_SIZE, MADV_RANDOM)
 
     cdef rise(self, bytes boot_id):
         """The next incarnation. What an older one of this boot acknowledged is in the page cache still."""
@@ -475,7 +500,7 @@ cdef class BlockDevice:
             raise_errno(tags_reserve(d, slot), self.path)
             own.to_punch[own.to_punch_count] = slot
             own.to_punch_count += 1
-        raise_errno(device_sync(d), self.path)
+        raise_errno(device_sync_all(d), self.path)
         for volume_id, chunk_index, slot, epoch in carry:
             raise_errno(journal_append(journal, journal.capacity, JOURNAL_DIRTY, volume_id, chunk_index, slot, epoch),
                         self.path)
@@ -523,7 +548,7 @@ cdef class BlockDevice:
         if d.journal == NULL:
             return
         if clean and own_of(d).serving:
-            error = device_sync(d)
+            error = device_sync_all(d)
             if not error:
                 error = device_journal_commit(d)
             if not error:
@@ -628,7 +653,7 @@ cdef class BlockDevice:
         cdef int error
         device_sync_begin(d)
         with nogil:
-            error = device_sync(d)
+            error = device_sync_all(d)
         raise_errno(error, self.path)
 
     def checkpoint_begin(self):

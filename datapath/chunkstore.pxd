@@ -7,7 +7,7 @@ cdef Chunk* chunk_find(Engine* e, uint64_t volume_id, uint32_t index) noexcept n
 cdef Chunk* chunk_get(Engine* e, uint64_t volume_id, uint32_t index) noexcept nogil
 # Gives the chunk a slot when it has none. 0, -ENOSPC, -EAGAIN (a checkpoint has to end first), another errno.
 cdef int chunk_allocate(Engine* e, Chunk* c, uint32_t epoch) noexcept nogil
-# Appends the chunk's intent to the open generation when it is not there. 0 or -errno; then c.mark says when it is durable.
+# Appends the chunk's intent to the open generation when it is not there; c.mark says when it is durable. 0 or -errno.
 cdef int chunk_intent(Engine* e, Chunk* c) noexcept nogil
 cdef bint chunk_durable(Engine* e, Chunk* c) noexcept nogil
 # Writes whole blocks under one (epoch, seq): bytes first, then tags. 0 or -errno.

@@ -1,5 +1,5 @@
-# A few threads for what may block on a disk: cold reads, journal commits, syncs. Jobs are embedded in their owner's structs;
-# `run` is called on a pool thread, the finished job comes back to the shard's thread through iopool_take.
+# A few threads for what may block on a disk: cold reads, journal commits, syncs. Jobs are embedded in their owner's
+# structs; `run` is called on a pool thread, the finished job comes back to the shard's thread through iopool_take.
 from libc.stdint cimport uint32_t
 
 cdef extern from "<pthread.h>" nogil:

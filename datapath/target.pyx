@@ -1,17 +1,15 @@
 """The SDS engine's thread: its loop, the mailbox's commands, and what Python sees (``Target``; see target.pyi)."""
 
 import threading
-import time
 
-from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from posix.time cimport clock_gettime, timespec
 from posix.unistd cimport close
 from datapath.blockfile cimport (BlockDevice, Device, device_checkpoint_begin, device_checkpoint_end, device_intent,
-                                 device_journal_commit, device_journal_void, device_sync, device_sync_begin,
+                                 device_journal_commit, device_journal_void, device_sync_all, device_sync_begin,
                                  device_verify_slot)
 from datapath.chunkstore cimport chunk_find, chunk_get, chunk_tags
 from datapath.connection cimport conn_destroy, conn_flush, conn_init, conn_receive, pool_destroy, pool_init
@@ -22,11 +20,14 @@ from datapath.ring cimport Message, ring_clear, ring_destroy, ring_init, ring_po
 from datapath.tags cimport tag_is_hole
 from datapath.targetengine cimport *
 from datapath.targetstate cimport *
-from datapath.targetsync cimport on_frame, peer_lost, sync_begin, sync_continue, unsync
+from datapath.targetdurability cimport checkpoint_start, durability_done
+from datapath.targetframes cimport on_frame
+from datapath.targetpair cimport peer_lost, sync_begin, sync_continue, unsync
+from datapath.targetread cimport read_done
 from datapath.blockfile cimport device_slot_free
 from datapath.volumemap cimport (MapEntry, MapVolume, map_destroy, map_init, map_lookup, map_segment_set,
                                  map_volume_add, map_volume_find)
-from datapath.wire cimport Header, ST_OK, ST_NOT_AUTHORIZED, bad_frame_text, header_seal, OP_CAPABILITY
+from datapath.wire cimport Header, ST_OK, bad_frame_text, OP_CAPABILITY
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -242,7 +243,6 @@ cdef void purge(Engine* e) noexcept nogil:
 cdef void verify(Engine* e, Message* m) noexcept nogil:
     cdef Chunk* c = chunk_find(e, m.c, m.a)
     cdef char* answer
-    cdef Message out
     if c == NULL or c.slot == SLOT_NONE:
         emit(e, EV_VERIFIED, 0, m.b, 0, 0, NULL, 0)
         return
@@ -392,7 +392,10 @@ cdef void run(Engine* e) noexcept nogil:
                 job = iopool_take(&e.io)
                 while job != NULL:
                     following = job.next
-                    job_done(e, job)
+                    if job.kind == KIND_READ:
+                        read_done(e, <Op*>job.owner)
+                    else:
+                        durability_done(e, job)
                     job = following
             else:
                 c = e.conns[evs[i].data.u64]
@@ -429,7 +432,7 @@ cdef int last_checkpoint(Engine* e) noexcept nogil:
                     device_intent(d, c.volume_id, c.index, c.slot)
                 c = c.hash_next
         device_sync_begin(d)
-        if device_journal_commit(d) == 0 and device_sync(d) == 0 and device_journal_void(d) == 0:
+        if device_journal_commit(d) == 0 and device_sync_all(d) == 0 and device_journal_void(d) == 0:
             device_checkpoint_end(d)
     return 0
 
@@ -513,7 +516,8 @@ cdef class Target:
             with nogil:
                 last_checkpoint(self.e)
 
-    cdef int _send(self, uint32_t kind, uint32_t a=0, uint64_t b=0, uint64_t c=0, uint64_t d=0, uint64_t size=0) except -1:
+    cdef int _send(self, uint32_t kind, uint32_t a=0, uint64_t b=0, uint64_t c=0, uint64_t d=0,
+                   uint64_t size=0) except -1:
         cdef Message m
         m.kind = kind
         m.a = a
@@ -528,8 +532,8 @@ cdef class Target:
         return 0
 
     def _add(self, int fd, uint32_t node_id, uint64_t incarnation, int kind):
-        cdef uint32_t at, tried
-        for tried in range(CONNS_MAX):
+        cdef uint32_t at, _tried
+        for _tried in range(CONNS_MAX):
             self.serial += 1
             at = self.serial & (CONNS_MAX - 1)
             if self.e.conns[at] == NULL:

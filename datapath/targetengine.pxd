@@ -1,7 +1,6 @@
 # What the SDS engine does with a frame, a finished job, a lost connection. Shard's thread only.
 from libc.stdint cimport uint32_t, uint64_t
 from datapath.connection cimport Conn
-from datapath.iopool cimport Job
 from datapath.targetstate cimport Chunk, Engine, Op
 from datapath.wire cimport Header
 
@@ -24,8 +23,6 @@ cdef void emit(Engine* e, uint32_t kind, uint32_t a, uint64_t b, uint64_t c, uin
                uint64_t size) noexcept nogil
 cdef Conn* conn_by_id(Engine* e, uint32_t id) noexcept nogil
 cdef void mark_dirty(Engine* e, Conn* c) noexcept nogil
-cdef void job_done(Engine* e, Job* job) noexcept nogil
-cdef void checkpoint_start(Engine* e) noexcept nogil
 cdef void reply_to(Engine* e, uint32_t conn_id, const Header* request, uint32_t status, uint64_t seq) noexcept nogil
 cdef void reply_head(Engine* e, Header* r, const Header* request, uint32_t status) noexcept nogil
 cdef void map_miss(Engine* e, uint64_t volume_id, uint32_t segment) noexcept nogil
@@ -37,5 +34,7 @@ cdef void op_settle(Engine* e, Op* op, uint32_t bit, uint32_t status) noexcept n
 cdef void chunk_continue(Engine* e, Chunk* chunk) noexcept nogil
 # Applies an operation that the other copy has confirmed first.
 cdef void apply(Engine* e, Op* op) noexcept nogil
-cdef void read_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogil
-cdef void flush_next(Engine* e, Op* op) noexcept nogil
+# Answers a finished operation and starts what waited for it.
+cdef void op_finish(Engine* e, Op* op) noexcept nogil
+# Goes on with an operation whose intent is on disk.
+cdef void journaled(Engine* e, Op* op) noexcept nogil

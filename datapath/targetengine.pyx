@@ -1,44 +1,33 @@
-"""The SDS engine's decisions per frame: who may, in which order, where to, and when to answer.
+"""The SDS engine's operations: their order, their two copies, and when they are answered (see targetengine.pxd).
 
-Owns operations from frame to answer. Promises: an acknowledged write is applied here and confirmed by the other copy; of two
-overlapping operations the later one waits; a chunk that may differ from its other copy serves nothing until both agree.
+Owns operations from frame to answer. Promises: an acknowledged write is applied here and confirmed by the other copy;
+of two overlapping operations the later one waits; a chunk that may differ from its other copy serves nothing until
+both agree.
 """
 
-from libc.errno cimport EAGAIN, EBUSY, EIO, ENOSPC, errno
-from libc.stdint cimport int64_t, uint8_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.errno cimport EAGAIN, ENOSPC
+from libc.stdint cimport int64_t
+from libc.stdlib cimport calloc, malloc, realloc
 from libc.string cimport memcpy, memset
-from datapath.blockfile cimport (device_checkpoint_begin, device_checkpoint_end, device_intent, device_journal_appended,
-                                 device_journal_commit, device_journal_durable, device_journal_void, device_offset,
-                                 device_sync, device_sync_begin)
-from datapath.checksum cimport block_seed, check_range, check_zero_block, crc32c, verify_range
-from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_find, chunk_get,
-                                  chunk_intent, chunk_tags, chunk_trim, chunk_write)
-from datapath.connection cimport (BUF_LARGE, buf_get, buf_put, buf_ref, conn_append, conn_append_ref, conn_reserve,
-                                  conn_unreserve)
+from datapath.blockfile cimport device_offset
+from datapath.checksum cimport block_seed, check_range, crc32c
+from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_intent, chunk_tags,
+                                  chunk_trim, chunk_write)
+from datapath.connection cimport buf_get, buf_put, conn_append, conn_append_ref
 from datapath.histogram cimport hist_record
-from datapath.iopool cimport Job, iopool_submit
-from datapath.ondisk cimport (SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, TAG_HOLE, TAG_UNKNOWN, Tag)
+from datapath.ondisk cimport SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, TAG_HOLE, Tag
 from datapath.ring cimport Message, ring_push
-from datapath.targetsync cimport grant_status, unsync
-from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer, tag_set, tag_set_never
+from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer
+from datapath.targetdurability cimport checkpoint_start, commit_start, device_failed, sync_wait
+from datapath.targetframes cimport grant_status
+from datapath.targetpair cimport unsync
+from datapath.targetread cimport read_start
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
 
-cdef extern from "<sys/uio.h>" nogil:
-    cdef struct iovec:
-        void* iov_base
-        size_t iov_len
-    ssize_t preadv2(int fd, const iovec* iov, int count, int64_t offset, int flags)
-    int RWF_NOWAIT
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void* data, size_t size, int64_t offset)
-
-cdef enum:
-    JOB_COMMIT = 101
-    JOB_SYNC = 102
-    JOB_CHECKPOINT = 103
 
 
 cdef void emit(Engine* e, uint32_t kind, uint32_t a, uint64_t b, uint64_t c, uint64_t d, const void* data,
@@ -119,7 +108,7 @@ cdef uint32_t status_of(int error) noexcept nogil:
     return ST_NO_SPACE if error == -ENOSPC else (ST_BUSY if error == -EAGAIN else ST_IO_ERROR)
 
 
-# --------------------------------------------------------------------------------------------------------------- operations
+# ----------------------------------------------------------------------------------------------------------- operations
 
 cdef Op* op_new(Engine* e) noexcept nogil:
     cdef Op* op = e.free_ops
@@ -379,7 +368,7 @@ cdef bint volume_commit(Engine* e, uint64_t volume_id) noexcept nogil:
 
 
 cdef int apply_tagged(Engine* e, Op* op) noexcept nogil:
-    """A primary's blocks: each is applied only if it is newer than what is here, or what is here is not to be trusted."""
+    """A primary's blocks: each is applied only if it is newer than what is here, or what is here cannot be trusted."""
     cdef Tag* tags = chunk_tags(e, op.chunk)
     cdef Tag* mine
     cdef Tag* theirs
@@ -440,339 +429,3 @@ cdef void apply(Engine* e, Op* op) noexcept nogil:
         op.pending |= PENDING_SYNC
         sync_wait(e, op)
     op_settle(e, op, PENDING_LOCAL, ST_IO_ERROR if error < 0 else 0)
-
-
-# -------------------------------------------------------------------------------------------------------------------- reads
-
-cdef uint32_t read_plan(Engine* e, Chunk* chunk, uint32_t first, uint32_t count, uint32_t* checks) noexcept nogil:
-    """Fills the check values. ST_OK, ST_CHECKSUM for an unknown block, or ST_COUNT when all of it reads as zeros."""
-    cdef Tag* tags
-    cdef uint32_t i
-    cdef bint holes = True
-    if chunk == NULL or chunk.slot == SLOT_NONE:
-        return ST_COUNT
-    tags = chunk_tags(e, chunk) + first
-    for i in range(count):
-        if tag_is_unknown(&tags[i]):
-            return ST_CHECKSUM
-        holes = holes and tag_is_hole(&tags[i])
-        checks[i] = tag_check(&tags[i])
-    return ST_COUNT if holes else ST_OK
-
-
-cdef bint busy(Chunk* chunk, uint32_t first, uint32_t count) noexcept nogil:
-    cdef Op* op = chunk.ops
-    while op != NULL:
-        if op.first < first + count and first < op.first + op.count:
-            return True
-        op = op.next
-    return False
-
-
-cdef void read_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogil:
-    """Answers from the page cache where it can, else through the pool."""
-    cdef Header r
-    cdef uint32_t count = h.length >> BLOCK_SHIFT
-    cdef uint32_t first = h.offset >> BLOCK_SHIFT
-    cdef uint32_t status
-    cdef uint32_t head = HEADER_SIZE + count * 4
-    cdef iovec iov
-    cdef char* room
-    cdef Buf* large = NULL
-    cdef ssize_t got
-    cdef Op* op
-    if chunk != NULL and chunk.ops != NULL and busy(chunk, first, count):
-        op = op_new(e)
-        if op != NULL:
-            op.kind = KIND_READ
-            op.conn_id = c.id
-            op.h = h[0]
-            op.started_ns = e.now_ns
-            op_enter(e, op, chunk, h.offset, h.length)
-        return
-    if h.length <= 65536:
-        room = conn_reserve(c, &e.pool, head + h.length)
-    else:
-        large = buf_get(&e.pool, head + h.length)
-        room = NULL if large == NULL else large.data
-    if room == NULL:
-        reply_to(e, c.id, h, ST_BUSY, 0)
-        return
-    status = read_plan(e, chunk, first, count, <uint32_t*>(room + HEADER_SIZE))
-    if status == ST_OK:
-        iov.iov_base = room + head
-        iov.iov_len = h.length
-        got = preadv2(chunk_fd(e, chunk), &iov, 1,
-                      <int64_t>device_offset(chunk.slot) + h.offset, RWF_NOWAIT)
-        if got == h.length:
-            reply_head(e, &r, h, ST_OK)
-            r.body_length = count * 4 + h.length
-            header_seal(&r)
-            memcpy(room, &r, HEADER_SIZE)
-            if large != NULL:
-                conn_append_ref(c, &e.pool, large, room, head + h.length)
-                buf_put(&e.pool, large)
-            mark_dirty(e, c)
-            e.counters.reads_inline += 1
-            e.counters.read_ops += 1
-            e.counters.read_bytes += h.length
-            hist_record(&e.read_histogram, 0)
-            return
-    if large != NULL:
-        buf_put(&e.pool, large)
-    else:
-        conn_unreserve(c, head + h.length)
-    if status == ST_OK:
-        op = op_new(e)
-        if op != NULL:
-            op.kind = KIND_READ
-            op.conn_id = c.id
-            op.h = h[0]
-            op.started_ns = e.now_ns
-            op_enter(e, op, chunk, h.offset, h.length)
-        return
-    read_refuse(e, c.id, h, status)
-
-
-cdef void read_refuse(Engine* e, uint32_t conn_id, Header* h, uint32_t status) noexcept nogil:
-    cdef Conn* c = conn_by_id(e, conn_id)
-    cdef Header r
-    if status != ST_COUNT:
-        e.counters.checksum_errors += status == ST_CHECKSUM
-        reply_to(e, conn_id, h, status, 0)
-        return
-    if c == NULL:
-        return
-    reply_head(e, &r, h, ST_OK)
-    r.flags = FLAG_ZEROS
-    header_seal(&r)
-    conn_append(c, &e.pool, &r, HEADER_SIZE)
-    mark_dirty(e, c)
-    e.counters.read_ops += 1
-    e.counters.read_bytes += h.length
-
-
-cdef void read_start(Engine* e, Op* op) noexcept nogil:
-    """A read that had to wait, or that the page cache does not hold: it keeps its range while a pool thread reads."""
-    cdef uint32_t status
-    op.owner = buf_get(&e.pool, op.h.length + op.count * 4)
-    if op.owner == NULL:
-        status = ST_BUSY
-    else:
-        op.checks = <uint32_t*>op.owner.data
-        op.data = op.owner.data + op.count * 4
-        status = ST_NOT_READY if op.chunk.unsynced else read_plan(e, op.chunk, op.first, op.count, op.checks)
-    if status != ST_OK:
-        read_refuse(e, op.conn_id, &op.h, status)
-        op_finish(e, op)
-        return
-    op.fd = chunk_fd(e, op.chunk)
-    op.offset = device_offset(op.chunk.slot) + op.h.offset
-    op.job.run = read_run
-    op.job.kind = KIND_READ
-    e.counters.reads_pooled += 1
-    iopool_submit(&e.io, &op.job)
-
-
-cdef void read_run(Job* job) noexcept nogil:
-    """Pool thread."""
-    cdef Op* op = <Op*>job.owner
-    cdef ssize_t got = pread(op.fd, op.data, op.h.length, op.offset)
-    job.result = 0 if got == op.h.length else (-errno if got < 0 else -EIO)
-
-
-cdef void read_done(Engine* e, Op* op) noexcept nogil:
-    cdef Conn* c = conn_by_id(e, op.conn_id)
-    cdef Header r
-    if c != NULL:
-        reply_head(e, &r, &op.h, ST_OK if op.job.result == 0 else ST_IO_ERROR)
-        if op.job.result == 0:
-            r.body_length = op.count * 4 + op.h.length
-        header_seal(&r)
-        conn_append(c, &e.pool, &r, HEADER_SIZE)
-        if op.job.result == 0:
-            conn_append_ref(c, &e.pool, op.owner, op.owner.data, r.body_length)
-        mark_dirty(e, c)
-        e.counters.read_ops += 1
-        e.counters.read_bytes += op.h.length
-        e.counters.read_ns += e.now_ns - op.started_ns
-        hist_record(&e.read_histogram, e.now_ns - op.started_ns)
-    op_finish(e, op)
-
-
-# ---------------------------------------------------------------------------------------- journal, syncs, checkpoints
-
-cdef void commit_run(Job* job) noexcept nogil:
-    job.result = device_journal_commit((<DeviceState*>job.owner).d)
-
-
-cdef void sync_run(Job* job) noexcept nogil:
-    job.result = device_sync((<DeviceState*>job.owner).d)
-
-
-cdef void checkpoint_run(Job* job) noexcept nogil:
-    job.result = device_sync((<DeviceState*>job.owner).d)
-    if job.result == 0:
-        job.result = device_journal_void((<DeviceState*>job.owner).d)
-
-
-cdef void commit_start(Engine* e, DeviceState* ds) noexcept nogil:
-    if ds.commit_running:
-        return
-    ds.commit_running = True
-    ds.commit_job.run = commit_run
-    ds.commit_job.owner = ds
-    ds.commit_job.kind = JOB_COMMIT
-    iopool_submit(&e.io, &ds.commit_job)
-
-
-cdef void device_failed(Engine* e, DeviceState* ds) noexcept nogil:
-    if not ds.reported and ds.d.failed:
-        ds.reported = True
-        emit(e, EV_DEVICE_FAILED, ds.d.index, ds.d.failed, 0, 0, NULL, 0)
-
-
-cdef void commit_done(Engine* e, DeviceState* ds) noexcept nogil:
-    cdef Op* op
-    cdef uint64_t durable = device_journal_durable(ds.d)
-    ds.commit_running = False
-    e.counters.journal_commits += 1
-    if ds.commit_job.result < 0:
-        device_failed(e, ds)
-    while ds.journal_head != NULL:
-        op = ds.journal_head
-        if ds.commit_job.result == 0 and op.chunk.mark > durable:
-            break
-        ds.journal_head = op.wait_next
-        op.wait_next = NULL
-        op.state = op.job.kind
-        if ds.commit_job.result < 0:
-            op_settle(e, op, PENDING_LOCAL, ST_IO_ERROR)
-        else:
-            journaled(e, op)
-    if ds.checkpoint == 1 and durable >= ds.checkpoint_mark and ds.commit_job.result == 0:
-        checkpoint_go(e, ds)
-    if ds.journal_head != NULL or (ds.checkpoint == 1 and ds.commit_job.result == 0):
-        commit_start(e, ds)
-
-
-cdef void sync_wait(Engine* e, Op* op) noexcept nogil:
-    """Adds the operation to the next sync of its chunk's device."""
-    sync_wait_on(e, op, &e.devices[op.chunk.device])
-
-
-cdef void sync_wait_on(Engine* e, Op* op, DeviceState* ds) noexcept nogil:
-    op.sync_wait += 1
-    op.wait_next = ds.sync_next
-    ds.sync_next = op
-    sync_start(e, ds)
-
-
-cdef void sync_start(Engine* e, DeviceState* ds) noexcept nogil:
-    if ds.sync_running or ds.sync_next == NULL:
-        return
-    ds.sync_running = True
-    ds.sync_now = ds.sync_next
-    ds.sync_next = NULL
-    device_sync_begin(ds.d)
-    ds.sync_job.run = sync_run
-    ds.sync_job.owner = ds
-    ds.sync_job.kind = JOB_SYNC
-    iopool_submit(&e.io, &ds.sync_job)
-
-
-cdef void sync_done(Engine* e, DeviceState* ds) noexcept nogil:
-    cdef Op* op = ds.sync_now
-    cdef Op* following
-    ds.sync_now = NULL
-    ds.sync_running = False
-    if ds.sync_job.result < 0:
-        device_failed(e, ds)
-    while op != NULL:
-        following = op.wait_next
-        op.wait_next = NULL
-        op.sync_wait -= 1
-        if ds.sync_job.result < 0:
-            op.status = ST_IO_ERROR
-        if op.kind == KIND_FLUSH:
-            flush_next(e, op)
-        elif op.sync_wait == 0:
-            op_settle(e, op, PENDING_SYNC, 0)
-        op = following
-    sync_start(e, ds)
-
-
-cdef void flush_next(Engine* e, Op* op) noexcept nogil:
-    """A flush goes through the devices one after another: it is in one device's list at a time."""
-    cdef DeviceState* ds
-    while op.first < e.device_count:
-        ds = &e.devices[op.first]
-        op.first += 1
-        if ds.d.failed:
-            op.status = ST_IO_ERROR
-        elif ds.d.needs_sync or ds.sync_running or ds.checkpoint == 2:
-            sync_wait_on(e, op, ds)
-            return
-    op_settle(e, op, PENDING_SYNC, 0)
-
-
-cdef void checkpoint_start(Engine* e) noexcept nogil:
-    cdef uint32_t i, at
-    cdef DeviceState* ds
-    cdef Chunk* c
-    cdef int64_t generation
-    for i in range(e.device_count):
-        ds = &e.devices[i]
-        if ds.d.failed or ds.checkpoint:
-            continue
-        generation = device_checkpoint_begin(ds.d)
-        if generation < 0:
-            device_failed(e, ds)
-            continue
-        ds.generation += 1
-        ds.checkpoint_generation = generation
-        ds.checkpoint_started_ns = e.now_ns
-        for at in range(e.table_capacity):
-            c = e.table[at]
-            while c != NULL:
-                if c.slot != SLOT_NONE and c.device == i and (c.ops != NULL or c.unsynced):
-                    chunk_intent(e, c)
-                elif c.slot == SLOT_NONE and c.unsynced and i == 0:
-                    device_intent(ds.d, c.volume_id, c.index, SLOT_NONE)
-                c = c.hash_next
-        ds.checkpoint_mark = device_journal_appended(ds.d)
-        ds.checkpoint = 1
-        if device_journal_durable(ds.d) >= ds.checkpoint_mark:
-            checkpoint_go(e, ds)
-        else:
-            commit_start(e, ds)
-
-
-cdef void checkpoint_go(Engine* e, DeviceState* ds) noexcept nogil:
-    ds.checkpoint = 2
-    device_sync_begin(ds.d)
-    ds.checkpoint_job.run = checkpoint_run
-    ds.checkpoint_job.owner = ds
-    ds.checkpoint_job.kind = JOB_CHECKPOINT
-    iopool_submit(&e.io, &ds.checkpoint_job)
-
-
-cdef void checkpoint_done(Engine* e, DeviceState* ds) noexcept nogil:
-    ds.checkpoint = 0
-    if ds.checkpoint_job.result < 0:
-        device_failed(e, ds)
-        return
-    device_checkpoint_end(ds.d)
-    e.counters.checkpoints += 1
-    emit(e, EV_CHECKPOINT, 0, ds.checkpoint_generation, 0, e.now_ns - ds.checkpoint_started_ns, NULL, 0)
-
-
-cdef void job_done(Engine* e, Job* job) noexcept nogil:
-    if job.kind == KIND_READ:
-        read_done(e, <Op*>job.owner)
-    elif job.kind == JOB_COMMIT:
-        commit_done(e, <DeviceState*>job.owner)
-    elif job.kind == JOB_SYNC:
-        sync_done(e, <DeviceState*>job.owner)
-    else:
-        checkpoint_done(e, <DeviceState*>job.owner)

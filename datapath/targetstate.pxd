@@ -1,4 +1,5 @@
-# The SDS engine's structures. One shard's thread owns all of it; pool threads touch only the Job they run and its buffers.
+# The SDS engine's structures. One shard's thread owns all of it; pool threads touch only the Job they run and its
+# buffers.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int64_t
 from datapath.blockfile cimport Device
 from datapath.connection cimport Buf, Conn, Pool

@@ -1,0 +1,193 @@
+"""What an SDS does to make things durable: journal commits, syncs, checkpoints (see targetdurability.pxd).
+
+Each device has at most one of each under way, on a pool thread; operations that need the next one wait in its list.
+"""
+
+from datapath.blockfile cimport (device_checkpoint_begin, device_checkpoint_end, device_intent,
+                                 device_journal_appended, device_journal_commit, device_journal_durable,
+                                 device_journal_void, device_sync, device_sync_all, device_sync_begin)
+from datapath.chunkstore cimport chunk_intent
+from datapath.iopool cimport Job, iopool_submit
+from datapath.ondisk cimport SLOT_NONE
+from datapath.targetengine cimport EV_CHECKPOINT, EV_DEVICE_FAILED, emit, journaled, op_settle
+from datapath.targetstate cimport *
+from datapath.wire cimport ST_IO_ERROR
+
+cdef enum:
+    JOB_COMMIT = 101
+    JOB_SYNC = 102
+    JOB_CHECKPOINT = 103
+
+
+cdef void commit_run(Job* job) noexcept nogil:
+    job.result = device_journal_commit((<DeviceState*>job.owner).d)
+
+
+cdef void sync_run(Job* job) noexcept nogil:
+    job.result = device_sync((<DeviceState*>job.owner).d)
+
+
+cdef void checkpoint_run(Job* job) noexcept nogil:
+    job.result = device_sync_all((<DeviceState*>job.owner).d)
+    if job.result == 0:
+        job.result = device_journal_void((<DeviceState*>job.owner).d)
+
+
+cdef void commit_start(Engine* e, DeviceState* ds) noexcept nogil:
+    if ds.commit_running:
+        return
+    ds.commit_running = True
+    ds.commit_job.run = commit_run
+    ds.commit_job.owner = ds
+    ds.commit_job.kind = JOB_COMMIT
+    iopool_submit(&e.io, &ds.commit_job)
+
+
+cdef void device_failed(Engine* e, DeviceState* ds) noexcept nogil:
+    if not ds.reported and ds.d.failed:
+        ds.reported = True
+        emit(e, EV_DEVICE_FAILED, ds.d.index, ds.d.failed, 0, 0, NULL, 0)
+
+
+cdef void commit_done(Engine* e, DeviceState* ds) noexcept nogil:
+    cdef Op* op
+    cdef uint64_t durable = device_journal_durable(ds.d)
+    ds.commit_running = False
+    e.counters.journal_commits += 1
+    if ds.commit_job.result < 0:
+        device_failed(e, ds)
+    while ds.journal_head != NULL:
+        op = ds.journal_head
+        if ds.commit_job.result == 0 and op.chunk.mark > durable:
+            break
+        ds.journal_head = op.wait_next
+        op.wait_next = NULL
+        op.state = op.job.kind
+        if ds.commit_job.result < 0:
+            op_settle(e, op, PENDING_LOCAL, ST_IO_ERROR)
+        else:
+            journaled(e, op)
+    if ds.checkpoint == 1 and durable >= ds.checkpoint_mark and ds.commit_job.result == 0:
+        checkpoint_go(e, ds)
+    if ds.journal_head != NULL or (ds.checkpoint == 1 and ds.commit_job.result == 0):
+        commit_start(e, ds)
+
+
+cdef void sync_wait(Engine* e, Op* op) noexcept nogil:
+    """Adds the operation to the next sync of its chunk's device."""
+    sync_wait_on(e, op, &e.devices[op.chunk.device])
+
+
+cdef void sync_wait_on(Engine* e, Op* op, DeviceState* ds) noexcept nogil:
+    op.sync_wait += 1
+    op.wait_next = ds.sync_next
+    ds.sync_next = op
+    sync_start(e, ds)
+
+
+cdef void sync_start(Engine* e, DeviceState* ds) noexcept nogil:
+    if ds.sync_running or ds.sync_next == NULL:
+        return
+    ds.sync_running = True
+    ds.sync_now = ds.sync_next
+    ds.sync_next = NULL
+    device_sync_begin(ds.d)
+    ds.sync_job.run = sync_run
+    ds.sync_job.owner = ds
+    ds.sync_job.kind = JOB_SYNC
+    iopool_submit(&e.io, &ds.sync_job)
+
+
+cdef void sync_done(Engine* e, DeviceState* ds) noexcept nogil:
+    cdef Op* op = ds.sync_now
+    cdef Op* following
+    ds.sync_now = NULL
+    ds.sync_running = False
+    if ds.sync_job.result < 0:
+        device_failed(e, ds)
+    while op != NULL:
+        following = op.wait_next
+        op.wait_next = NULL
+        op.sync_wait -= 1
+        if ds.sync_job.result < 0:
+            op.status = ST_IO_ERROR
+        if op.kind == KIND_FLUSH:
+            flush_next(e, op)
+        elif op.sync_wait == 0:
+            op_settle(e, op, PENDING_SYNC, 0)
+        op = following
+    sync_start(e, ds)
+
+
+cdef void flush_next(Engine* e, Op* op) noexcept nogil:
+    """A flush goes through the devices one after another: it is in one device's list at a time."""
+    cdef DeviceState* ds
+    while op.first < e.device_count:
+        ds = &e.devices[op.first]
+        op.first += 1
+        if ds.d.failed:
+            op.status = ST_IO_ERROR
+        elif ds.d.needs_sync or ds.sync_running or ds.checkpoint == 2:
+            sync_wait_on(e, op, ds)
+            return
+    op_settle(e, op, PENDING_SYNC, 0)
+
+
+cdef void checkpoint_start(Engine* e) noexcept nogil:
+    cdef uint32_t i, at
+    cdef DeviceState* ds
+    cdef Chunk* c
+    cdef int64_t generation
+    for i in range(e.device_count):
+        ds = &e.devices[i]
+        if ds.d.failed or ds.checkpoint:
+            continue
+        generation = device_checkpoint_begin(ds.d)
+        if generation < 0:
+            device_failed(e, ds)
+            continue
+        ds.generation += 1
+        ds.checkpoint_generation = generation
+        ds.checkpoint_started_ns = e.now_ns
+        for at in range(e.table_capacity):
+            c = e.table[at]
+            while c != NULL:
+                if c.slot != SLOT_NONE and c.device == i and (c.ops != NULL or c.unsynced):
+                    chunk_intent(e, c)
+                elif c.slot == SLOT_NONE and c.unsynced and i == 0:
+                    device_intent(ds.d, c.volume_id, c.index, SLOT_NONE)
+                c = c.hash_next
+        ds.checkpoint_mark = device_journal_appended(ds.d)
+        ds.checkpoint = 1
+        if device_journal_durable(ds.d) >= ds.checkpoint_mark:
+            checkpoint_go(e, ds)
+        else:
+            commit_start(e, ds)
+
+
+cdef void checkpoint_go(Engine* e, DeviceState* ds) noexcept nogil:
+    ds.checkpoint = 2
+    device_sync_begin(ds.d)
+    ds.checkpoint_job.run = checkpoint_run
+    ds.checkpoint_job.owner = ds
+    ds.checkpoint_job.kind = JOB_CHECKPOINT
+    iopool_submit(&e.io, &ds.checkpoint_job)
+
+
+cdef void checkpoint_done(Engine* e, DeviceState* ds) noexcept nogil:
+    ds.checkpoint = 0
+    if ds.checkpoint_job.result < 0:
+        device_failed(e, ds)
+        return
+    device_checkpoint_end(ds.d)
+    e.counters.checkpoints += 1
+    emit(e, EV_CHECKPOINT, 0, ds.checkpoint_generation, 0, e.now_ns - ds.checkpoint_started_ns, NULL, 0)
+
+
+cdef void durability_done(Engine* e, Job* job) noexcept nogil:
+    if job.kind == JOB_COMMIT:
+        commit_done(e, <DeviceState*>job.owner)
+    elif job.kind == JOB_SYNC:
+        sync_done(e, <DeviceState*>job.owner)
+    else:
+        checkpoint_done(e, <DeviceState*>job.owner)

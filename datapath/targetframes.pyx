@@ -1,0 +1,296 @@
+"""Frames at the SDS: who may, what is asked, what is answered at once (see targetframes.pxd)."""
+
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy, memset
+from datapath.blockfile cimport device_offset
+from datapath.checksum cimport verify_range
+from datapath.chunkstore cimport chunk_fd, chunk_find, chunk_get, chunk_tags
+from datapath.connection cimport buf_get, buf_put, buf_ref, conn_append, conn_append_ref
+from datapath.ondisk cimport SLOT_NONE, Tag
+from datapath.tags cimport tag_check, tag_is_hole
+from datapath.targetdurability cimport flush_next
+from datapath.targetengine cimport (EV_CAPABILITY, emit, map_miss, mark_dirty, op_enter, op_new, peer_conn, reply_head,
+                                    reply_to)
+from datapath.targetpair cimport PUSH_BLOCKS, secondary_answer
+from datapath.targetread cimport read_answer
+from datapath.targetstate cimport *
+from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
+from datapath.wire cimport *
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t pread(int fd, void* data, size_t size, int64_t offset)
+
+cdef enum:
+    DIRTY_PER_FRAME = 4096
+
+
+# ------------------------------------------------------------------------------------------------------------- clients
+
+cdef uint32_t grant_status(Engine* e, Conn* c, uint64_t volume_id, bint write) noexcept nogil:
+    cdef Session* s = <Session*>c.user
+    cdef uint32_t i
+    for i in range(s.grant_count):
+        if s.grants[i].volume_id == volume_id:
+            if s.grants[i].expires_ns < e.now_ns:
+                return ST_NOT_AUTHORIZED
+            return ST_READ_ONLY if write and not s.grants[i].write else ST_OK
+    return ST_NOT_AUTHORIZED
+
+
+cdef uint32_t admit(Engine* e, Conn* c, Header* h, bint write) noexcept nogil:
+    """Whether this SDS serves the request now: authority, size, map, the pair's agreement."""
+    cdef MapVolume* v
+    cdef TargetVolume* tv
+    cdef const MapEntry* entry
+    cdef Conn* peer
+    cdef Chunk* chunk
+    cdef uint64_t size
+    cdef uint32_t status = grant_status(e, c, h.volume_id, write)
+    if status != ST_OK:
+        return status
+    v = map_volume_find(&e.map, h.volume_id)
+    tv = NULL if v == NULL else <TargetVolume*>v.user
+    if tv == NULL or not tv.known:
+        return ST_NOT_READY
+    if tv.dropped:
+        return ST_NO_VOLUME
+    size = (tv.size + BLOCK_SIZE - 1) & ~<uint64_t>(BLOCK_SIZE - 1)
+    if (<uint64_t>h.chunk_index << CHUNK_SHIFT) + h.offset + h.length > size:
+        return ST_RANGE
+    entry = map_lookup(v, h.chunk_index)
+    if entry == NULL:
+        map_miss(e, h.volume_id, h.chunk_index >> 10)
+        return ST_NOT_READY
+    if entry.epoch != h.epoch:
+        if h.epoch > entry.epoch:
+            map_miss(e, h.volume_id, h.chunk_index >> 10)
+            return ST_NOT_READY
+        return ST_STALE_MAP
+    chunk = chunk_find(e, h.volume_id, h.chunk_index)
+    if entry.primary == e.sds_id:
+        if entry.secondary:
+            peer = peer_conn(e, entry.secondary, CONN_PEER_OUT)
+            if peer == NULL or not (<Session*>peer.user).ready:
+                return ST_NOT_READY
+    elif write:
+        return ST_NOT_MEMBER
+    elif entry.secondary == e.sds_id:
+        peer = peer_conn(e, entry.primary, CONN_PEER_IN)
+        if peer == NULL or not (<Session*>peer.user).ready:
+            return ST_NOT_READY
+    else:
+        return ST_NOT_MEMBER
+    return ST_NOT_READY if chunk != NULL and chunk.unsynced else ST_OK
+
+
+cdef void seek_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogil:
+    cdef Header r
+    cdef unsigned char bits[128]
+    cdef Tag* tags
+    cdef uint32_t i
+    memset(bits, 0, sizeof(bits))
+    reply_head(e, &r, h, ST_OK)
+    if chunk == NULL or chunk.slot == SLOT_NONE:
+        r.flags = FLAG_ABSENT
+    else:
+        r.body_length = 128
+        tags = chunk_tags(e, chunk)
+        for i in range(CHUNK_BLOCKS):
+            if not tag_is_hole(&tags[i]):
+                bits[i >> 3] |= 1 << (i & 7)
+    header_seal(&r)
+    conn_append(c, &e.pool, &r, HEADER_SIZE)
+    if r.body_length:
+        conn_append(c, &e.pool, bits, 128)
+    mark_dirty(e, c)
+
+
+cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noexcept nogil:
+    cdef uint32_t status
+    cdef Chunk* chunk
+    cdef Op* op
+    cdef bint write = h.opcode == OP_WRITE or h.opcode == OP_DISCARD
+    if h.opcode == OP_CAPABILITY:
+        emit(e, EV_CAPABILITY, c.id, h.request_id, h.volume_id, 0, body, h.body_length)
+        return 0
+    if h.opcode == OP_FLUSH:
+        status = grant_status(e, c, h.volume_id, False)
+    elif write or h.opcode == OP_READ or h.opcode == OP_SEEK:
+        status = admit(e, c, h, write)
+    else:
+        return BAD_OPCODE
+    if status == ST_OK and h.opcode == OP_WRITE and verify_range(
+            h.volume_id, h.chunk_index, h.offset, h.length, body + 4 * blocks_touched(h.offset, h.length),
+            <uint32_t*>body) >= 0:
+        status = ST_PAYLOAD
+    if status != ST_OK:
+        reply_to(e, c.id, h, status, 0)
+        return 0
+    if h.opcode == OP_READ:
+        read_answer(e, c, h, chunk_find(e, h.volume_id, h.chunk_index))
+        return 0
+    if h.opcode == OP_SEEK:
+        seek_answer(e, c, h, chunk_find(e, h.volume_id, h.chunk_index))
+        return 0
+    op = op_new(e)
+    if op == NULL:
+        reply_to(e, c.id, h, ST_BUSY, 0)
+        return 0
+    op.conn_id = c.id
+    op.h = h[0]
+    op.started_ns = e.now_ns
+    if h.opcode == OP_FLUSH:
+        op.kind = KIND_FLUSH
+        op.pending = PENDING_SYNC
+        flush_next(e, op)
+        return 0
+    chunk = chunk_get(e, h.volume_id, h.chunk_index)
+    if h.opcode == OP_WRITE:
+        op.kind = KIND_WRITE
+        op.owner = buf_ref(owner)
+        op.checks = <uint32_t*>body
+        op.data = body + 4 * blocks_touched(h.offset, h.length)
+    else:
+        op.kind = KIND_DISCARD
+        e.counters.discard_ops += 1
+    op_enter(e, op, chunk, h.offset, h.length)
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------- from a primary to us
+
+cdef void tags_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
+    cdef Chunk* chunk = chunk_find(e, h.volume_id, h.chunk_index)
+    cdef Header r
+    reply_head(e, &r, h, ST_OK)
+    if chunk == NULL or chunk.slot == SLOT_NONE:
+        r.flags = FLAG_ABSENT
+    else:
+        r.body_length = CHUNK_BLOCKS * 16
+    header_seal(&r)
+    conn_append(c, &e.pool, &r, HEADER_SIZE)
+    if r.body_length:
+        conn_append(c, &e.pool, chunk_tags(e, chunk), r.body_length)
+    mark_dirty(e, c)
+
+
+cdef void dirty_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
+    """What of ours may differ, from number `offset` on."""
+    cdef Header r
+    cdef unsigned char entry[16]
+    cdef Chunk* chunk
+    cdef uint32_t i, seen = 0, told = 0
+    cdef Buf* list = buf_get(&e.pool, DIRTY_PER_FRAME * 16)
+    if list == NULL:
+        reply_to(e, c.id, h, ST_BUSY, 0)
+        return
+    reply_head(e, &r, h, ST_OK)
+    memset(entry, 0, 16)
+    for i in range(e.table_capacity):
+        chunk = e.table[i]
+        while chunk != NULL:
+            if chunk.unsynced:
+                if seen >= h.offset and told < DIRTY_PER_FRAME - 1:
+                    memcpy(entry, &chunk.volume_id, 8)
+                    memcpy(entry + 8, &chunk.index, 4)
+                    memcpy(list.data + told * 16, entry, 16)
+                    told += 1
+                seen += 1
+            chunk = chunk.hash_next
+    if h.offset + told < seen:
+        r.flags = FLAG_REPLY_MORE
+    r.offset = h.offset + told
+    r.body_length = told * 16
+    header_seal(&r)
+    conn_append(c, &e.pool, &r, HEADER_SIZE)
+    conn_append(c, &e.pool, list.data, told * 16)
+    buf_put(&e.pool, list)
+    mark_dirty(e, c)
+
+
+cdef void pull_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
+    cdef Chunk* chunk = chunk_find(e, h.volume_id, h.chunk_index)
+    cdef uint32_t first = h.offset >> BLOCK_SHIFT, count = h.length >> BLOCK_SHIFT, i
+    cdef Header r
+    cdef Tag* tags
+    cdef Buf* b
+    if chunk == NULL or chunk.slot == SLOT_NONE or h.length > PUSH_BLOCKS * BLOCK_SIZE:
+        reply_to(e, c.id, h, ST_IO_ERROR, 0)
+        return
+    b = buf_get(&e.pool, 20 * count + h.length)
+    if b == NULL:
+        reply_to(e, c.id, h, ST_BUSY, 0)
+        return
+    tags = chunk_tags(e, chunk) + first
+    for i in range(count):
+        (<uint32_t*>b.data)[i] = tag_check(&tags[i])
+    memcpy(b.data + 4 * count, tags, 16 * count)
+    if pread(chunk_fd(e, chunk), b.data + 20 * count, h.length,
+             <int64_t>device_offset(chunk.slot) + h.offset) != h.length:
+        buf_put(&e.pool, b)
+        reply_to(e, c.id, h, ST_IO_ERROR, 0)
+        return
+    reply_head(e, &r, h, ST_OK)
+    r.body_length = 20 * count + h.length
+    header_seal(&r)
+    conn_append(c, &e.pool, &r, HEADER_SIZE)
+    conn_append_ref(c, &e.pool, b, b.data, r.body_length)
+    buf_put(&e.pool, b)
+    mark_dirty(e, c)
+
+
+cdef int primary_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noexcept nogil:
+    cdef uint32_t count = h.length >> BLOCK_SHIFT
+    cdef uint32_t head = count * (20 if h.opcode == OP_PUSH else 4)
+    cdef Chunk* chunk
+    cdef Op* op
+    if h.opcode == OP_PING:
+        if h.flags & FLAG_RESYNC and h.volume_id:
+            chunk = chunk_find(e, h.volume_id, h.chunk_index)
+            if chunk != NULL and chunk.unsynced:
+                chunk.unsynced = False
+                e.unsynced_count -= 1
+        elif h.flags & FLAG_RESYNC:
+            (<Session*>c.user).ready = True
+        reply_to(e, c.id, h, ST_OK, 0)
+    elif h.opcode == OP_TAGS:
+        tags_answer(e, c, h)
+    elif h.opcode == OP_DIRTY:
+        dirty_answer(e, c, h)
+    elif h.opcode == OP_PULL:
+        pull_answer(e, c, h)
+    elif h.opcode == OP_REPLICATE or h.opcode == OP_PUSH or h.opcode == OP_REPLICATE_DISCARD:
+        if h.opcode != OP_REPLICATE_DISCARD and verify_range(h.volume_id, h.chunk_index, h.offset, h.length,
+                                                             body + head, <uint32_t*>body) >= 0:
+            reply_to(e, c.id, h, ST_PAYLOAD, 0)
+            return 0
+        chunk = chunk_get(e, h.volume_id, h.chunk_index)
+        op = op_new(e)
+        if op == NULL or chunk == NULL:
+            reply_to(e, c.id, h, ST_BUSY, 0)
+            return 0
+        op.conn_id = c.id
+        op.h = h[0]
+        op.started_ns = e.now_ns
+        op.kind = KIND_REPLICATE if h.opcode == OP_REPLICATE else (
+            KIND_PUSH if h.opcode == OP_PUSH else KIND_REPLICATE_DISCARD)
+        if h.opcode != OP_REPLICATE_DISCARD:
+            op.owner = buf_ref(owner)
+            op.checks = <uint32_t*>body
+            op.push_tags = <Tag*>(body + 4 * count)
+            op.data = body + head
+        e.counters.replicate_ops += 1
+        e.counters.replicate_bytes += h.length
+        op_enter(e, op, chunk, h.offset, h.length)
+    else:
+        return BAD_OPCODE
+    return 0
+
+
+cdef int on_frame(void* context, Conn* c, Header* h, char* body, Buf* owner) noexcept nogil:
+    cdef Engine* e = <Engine*>context
+    if c.kind == CONN_CLIENT:
+        return client_frame(e, c, h, body, owner)
+    if c.kind == CONN_PEER_IN:
+        return primary_frame(e, c, h, body, owner)
+    return secondary_answer(e, c, h, body)

@@ -1,0 +1,266 @@
+"""How the two copies of a chunk come to agree (see targetpair.pxd).
+
+A pair agrees block by block: the newer tag whose bytes are good wins, whichever side holds it; a block that neither
+side can vouch for is adopted from the primary under a new name. The primary drives it, one chunk at a time per peer.
+"""
+
+from libc.stdint cimport int64_t
+from libc.string cimport memcmp, memcpy, memset
+from datapath.blockfile cimport device_offset
+from datapath.checksum cimport block_seed, crc32c, verify_range
+from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_fd, chunk_get, chunk_intent, chunk_tags,
+                                  chunk_trim, chunk_write)
+from datapath.connection cimport conn_append
+from datapath.ondisk cimport SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, Tag
+from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer, tag_set, tag_set_never
+from datapath.targetengine cimport EV_PEER_SYNCED, apply, emit, map_miss, mark_dirty, op_settle, peer_conn
+from datapath.targetstate cimport *
+from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
+from datapath.wire cimport *
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t pread(int fd, void* data, size_t size, int64_t offset)
+
+
+cdef void unsync(Engine* e, Chunk* c) noexcept nogil:
+    if not c.unsynced:
+        c.unsynced = True
+        e.unsynced_count += 1
+
+
+cdef void ask(Engine* e, Conn* c, int opcode, uint64_t volume_id, uint32_t index, uint32_t offset, uint32_t length,
+              uint32_t flags) noexcept nogil:
+    cdef Header h
+    memset(&h, 0, sizeof(h))
+    h.opcode = opcode
+    h.volume_id = volume_id
+    h.chunk_index = index
+    h.offset = offset
+    h.length = length
+    h.flags = flags
+    h.incarnation = e.incarnation
+    header_seal(&h)
+    conn_append(c, &e.pool, &h, HEADER_SIZE)
+    mark_dirty(e, c)
+
+
+cdef void sync_begin(Engine* e, Conn* c) noexcept nogil:
+    memset(&e.syncs[c.id & (CONNS_MAX - 1)], 0, sizeof(Sync))
+    ask(e, c, OP_DIRTY, 0, 0, 0, 0, 0)
+
+
+cdef void peer_lost(Engine* e, Conn* c) noexcept nogil:
+    """Writes not confirmed stay; those not yet applied are sent back to the client."""
+    cdef uint32_t i
+    cdef Op* op
+    cdef MapVolume* v
+    cdef const MapEntry* entry
+    for i in range(e.op_count):
+        op = e.ops[i]
+        if op.chunk == NULL or not op.pending & PENDING_REMOTE:
+            continue
+        v = map_volume_find(&e.map, op.h.volume_id)
+        entry = map_lookup(v, op.chunk.index) if v != NULL else NULL
+        if entry == NULL or entry.secondary != (<Session*>c.user).node_id:
+            continue
+        unsync(e, op.chunk)
+        if op.state == STATE_REMOTE_FIRST:
+            op_settle(e, op, PENDING_REMOTE | PENDING_LOCAL, ST_NOT_READY)
+
+
+cdef void sync_continue(Engine* e) noexcept nogil:
+    cdef uint32_t i
+    cdef Chunk* chunk
+    cdef MapVolume* v
+    cdef const MapEntry* entry
+    cdef Conn* c
+    cdef Sync* s
+    if e.unsynced_count == 0:
+        return
+    for i in range(e.table_capacity):
+        chunk = e.table[i]
+        while chunk != NULL:
+            if chunk.unsynced:
+                v = map_volume_find(&e.map, chunk.volume_id)
+                entry = map_lookup(v, chunk.index) if v != NULL else NULL
+                if entry == NULL:
+                    map_miss(e, chunk.volume_id, chunk.index >> 10)
+                elif entry.primary == e.sds_id:
+                    c = peer_conn(e, entry.secondary, CONN_PEER_OUT) if entry.secondary else NULL
+                    if c != NULL and (<Session*>c.user).ready:
+                        s = &e.syncs[c.id & (CONNS_MAX - 1)]
+                        if s.chunk == NULL:
+                            s.chunk = chunk
+                            s.outstanding = 1
+                            ask(e, c, OP_TAGS, chunk.volume_id, chunk.index, 0, 0, 0)
+            chunk = chunk.hash_next
+
+
+cdef bint local_good(Engine* e, Chunk* chunk, Tag* tag, uint32_t block, char* bytes) noexcept nogil:
+    """Reads the block; whether it is what its tag says."""
+    if tag_is_unknown(tag):
+        return False
+    if chunk.slot == SLOT_NONE:
+        memset(bytes, 0, BLOCK_SIZE)
+        return True
+    if pread(chunk_fd(e, chunk), bytes, BLOCK_SIZE,
+             <int64_t>device_offset(chunk.slot) + (<int64_t>block << BLOCK_SHIFT)) != BLOCK_SIZE:
+        return False
+    return crc32c(block_seed(chunk.volume_id, chunk.index, block), bytes, BLOCK_SIZE) == tag_check(tag)
+
+
+cdef void push_block(Engine* e, Conn* c, Sync* s, Chunk* chunk, uint32_t block, Tag* tag, char* bytes) noexcept nogil:
+    cdef Header h
+    cdef uint32_t check = tag_check(tag)
+    memset(&h, 0, sizeof(h))
+    h.opcode = OP_PUSH
+    h.volume_id = chunk.volume_id
+    h.chunk_index = chunk.index
+    h.offset = block << BLOCK_SHIFT
+    h.length = BLOCK_SIZE
+    h.flags = FLAG_RESYNC
+    h.body_length = 20 + BLOCK_SIZE
+    h.epoch = tag.epoch
+    h.seq = tag.seq
+    h.incarnation = e.incarnation
+    header_seal(&h)
+    conn_append(c, &e.pool, &h, HEADER_SIZE)
+    conn_append(c, &e.pool, &check, 4)
+    conn_append(c, &e.pool, tag, 16)
+    conn_append(c, &e.pool, bytes, BLOCK_SIZE)
+    s.outstanding += 1
+    s.pushed += 1
+    mark_dirty(e, c)
+
+
+cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexcept nogil:
+    """Tag by tag: pushes what is newer here, pulls what is newer there, adopts what nobody can vouch for."""
+    cdef Tag never[2]
+    cdef Tag adopted
+    cdef Tag* mine
+    cdef Tag* other
+    cdef uint32_t block, check
+    cdef char* bytes = e.scratch
+    cdef bint good
+    for block in range(CHUNK_BLOCKS):
+        tag_set_never(&never[0], chunk.volume_id, chunk.index, block)
+        mine = &never[0] if chunk.slot == SLOT_NONE else chunk_tags(e, chunk) + block
+        other = &never[0] if theirs == NULL else theirs + block
+        if memcmp(mine, other, 16) == 0 and not tag_is_unknown(mine):
+            continue
+        good = local_good(e, chunk, mine, block, bytes)
+        if good and (tag_is_unknown(other) or tag_newer(mine.epoch, mine.seq, other)
+                     or not tag_newer(other.epoch, other.seq, mine)):
+            push_block(e, c, s, chunk, block, mine, bytes)
+        elif not tag_is_unknown(other) and theirs != NULL:
+            ask(e, c, OP_PULL, chunk.volume_id, chunk.index, block << BLOCK_SHIFT, BLOCK_SIZE, 0)
+            s.outstanding += 1
+            s.pulled += 1
+        elif chunk.slot != SLOT_NONE:
+            if pread(chunk_fd(e, chunk), bytes, BLOCK_SIZE,
+                     <int64_t>device_offset(chunk.slot) + (<int64_t>block << BLOCK_SHIFT)) != BLOCK_SIZE:
+                continue
+            e.counter += 1
+            check = crc32c(block_seed(chunk.volume_id, chunk.index, block), bytes, BLOCK_SIZE)
+            tag_set(&adopted, check, mine.epoch, (e.incarnation << SEQ_COUNTER_BITS) | e.counter)
+            if chunk_write(e, chunk, block, 1, bytes, &check, adopted.epoch, adopted.seq) == 0:
+                push_block(e, c, s, chunk, block, &adopted, bytes)
+
+
+cdef void pulled(Engine* e, Chunk* chunk, Header* h, char* body) noexcept nogil:
+    cdef Tag* tag = <Tag*>(body + 4)
+    cdef uint32_t block = h.offset >> BLOCK_SHIFT
+    if h.status != ST_OK or h.length != BLOCK_SIZE or h.flags & (FLAG_ZEROS | FLAG_ABSENT):
+        return
+    if verify_range(h.volume_id, h.chunk_index, h.offset, h.length, body + 20, <uint32_t*>body) >= 0:
+        return
+    if chunk_allocate(e, chunk, tag.epoch) < 0 or chunk_intent(e, chunk) < 0:
+        return
+    if tag_is_hole(tag):
+        chunk_discard(e, chunk, block, 1, tag.epoch, tag.seq & SEQ_MASK)
+    else:
+        chunk_write(e, chunk, block, 1, body + 20, <uint32_t*>body, tag.epoch, tag.seq & SEQ_MASK)
+
+
+cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
+    """One answer less to wait for; when there is none, the chunk agrees."""
+    cdef Chunk* chunk = s.chunk
+    cdef Op* op
+    cdef Op* following
+    s.outstanding -= 1
+    if s.outstanding:
+        return
+    s.chunk = NULL
+    s.chunks += 1
+    chunk.unsynced = False
+    e.unsynced_count -= 1
+    ask(e, c, OP_PING, chunk.volume_id, chunk.index, 0, 0, FLAG_RESYNC)
+    op = chunk.ops
+    while op != NULL:
+        following = op.next
+        if op.pending & PENDING_REMOTE and op.state == STATE_RUNNING:
+            op_settle(e, op, PENDING_REMOTE, 0)
+            following = chunk.ops                          # the list may have changed: from the start
+        op = following
+    chunk_trim(e, chunk)
+    sync_continue(e)
+    if s.chunk == NULL:
+        emit(e, EV_PEER_SYNCED, (<Session*>c.user).node_id, s.chunks, s.pulled, s.pushed, NULL, 0)
+
+
+cdef void dirty_list(Engine* e, Conn* c, Header* h, char* body) noexcept nogil:
+    cdef uint64_t volume_id
+    cdef uint32_t index, i
+    cdef Chunk* chunk
+    for i in range(h.body_length // 16):
+        memcpy(&volume_id, body + 16 * i, 8)
+        memcpy(&index, body + 16 * i + 8, 4)
+        chunk = chunk_get(e, volume_id, index)
+        if chunk != NULL:
+            unsync(e, chunk)
+    if h.flags & FLAG_REPLY_MORE:
+        ask(e, c, OP_DIRTY, 0, 0, h.offset, 0, 0)
+        return
+    (<Session*>c.user).ready = True
+    ask(e, c, OP_PING, 0, 0, 0, 0, FLAG_RESYNC)
+    sync_continue(e)
+
+
+cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept nogil:
+    cdef Sync* s = &e.syncs[c.id & (CONNS_MAX - 1)]
+    cdef uint32_t at
+    cdef Op* op
+    if h.opcode == (OP_REPLICATE | OP_REPLY) or h.opcode == (OP_REPLICATE_DISCARD | OP_REPLY):
+        at = <uint32_t>h.request_id
+        if at >= e.op_count or e.ops[at].serial != <uint32_t>(h.request_id >> 32):
+            return 0                                       # settled meanwhile by the pair's agreement
+        op = e.ops[at]
+        if op.chunk == NULL or not op.pending & PENDING_REMOTE:
+            return 0
+        if op.state == STATE_REMOTE_FIRST:
+            if h.status != ST_OK:
+                op_settle(e, op, PENDING_REMOTE | PENDING_LOCAL, h.status)
+                return 0
+            op.pending &= ~<uint32_t>PENDING_REMOTE
+            apply(e, op)
+            return 0
+        if h.status != ST_OK:
+            unsync(e, op.chunk)                            # applied here, not there
+        op_settle(e, op, PENDING_REMOTE, h.status)
+        return 0
+    if h.opcode == (OP_DIRTY | OP_REPLY):
+        if h.status == ST_OK:
+            dirty_list(e, c, h, body)
+        return 0
+    if h.opcode == (OP_PING | OP_REPLY):
+        return 0
+    if s.chunk == NULL or h.volume_id != s.chunk.volume_id or h.chunk_index != s.chunk.index:
+        return BAD_OPCODE
+    if h.opcode == (OP_TAGS | OP_REPLY) and h.status == ST_OK:
+        compare(e, c, s, s.chunk, NULL if h.flags & FLAG_ABSENT else <Tag*>body)
+    elif h.opcode == (OP_PULL | OP_REPLY):
+        pulled(e, s.chunk, h, body)
+    elif h.opcode != (OP_PUSH | OP_REPLY):
+        return BAD_OPCODE
+    sync_step(e, c, s)
+    return 0
