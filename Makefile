@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 MINUTES ?= 10
+ROUNDS ?= 20
 export PYTHON
 
 RUN      := $(VENV)/bin/python
@@ -10,7 +11,7 @@ SOURCES  := setup.py $(wildcard datapath/*.pyx datapath/*.pxd datapath/*.h)
 SANITIZE := build/sanitize
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench sanitize fuzz dist clean system-build system-demo system-test
+.PHONY: help build demo test lint bench sanitize fuzz crash dist clean system-build system-demo system-test
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -50,6 +51,9 @@ sanitize: build  ## the engines' tests under AddressSanitizer and UndefinedBehav
 
 fuzz: build  ## random and damaged input for MINUTES=10: frames, devices
 	@$(RUN) -m tools.fuzz.run --minutes $(MINUTES)
+
+crash: system-demo build  ## kill -9 of a whole cluster under load, ROUNDS=20 times: is anything lost?
+	@$(RUN) -m tools.soak.killall --rounds $(ROUNDS) $(ARGS)
 
 dist: build  ## wheel and sdist in dist/
 	@mkdir -p build && $(RUN) -m build --no-isolation --outdir dist . >build/dist.log 2>&1 || { cat build/dist.log; exit 1; }
