@@ -28,7 +28,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from pfvol.constants import DEVICE_SIZE_BYTES_DEFAULT, DEVICES_PER_SDS_DEFAULT, 
 from pfvol.errors import (
     ConfigError,
     ConflictError,
+    DeviceError,
     Error,
     InvalidError,
     NotFoundError,
@@ -552,18 +553,22 @@ def _names(client: Client, route: str) -> set[str]:
 
 
 def _await_sds(document: Document, nodes: Sequence[Document]) -> None:
-    wanted = {node["sds"] for node in nodes}
     mdm = _node(document, MDM_NODE)
+    waiting = {node["sds"]: node for node in nodes}
 
     def serving() -> bool:
         _check_running(document, [mdm, *nodes])
-        try:
-            return wanted <= {sds["name"] for sds in client.get("/sds/list") if sds["state"] == "UP"}
-        except UnreachableError:
-            return False
+        with suppress(UnreachableError):
+            for sds in client.get("/sds/list"):
+                if sds["name"] in waiting and sds["state"] == "UP":
+                    del waiting[sds["name"]]
+                elif sds["name"] in waiting and sds["failed_devices"]:
+                    # It would wait for ever: without what the device held it must not serve.
+                    raise DeviceError(f"{sds['name']} does not serve: {sds['failed_devices'][0]['message']}")
+        return not waiting
 
     with _client(document) as client:
-        _poll(serving, START_TIMEOUT_SECONDS, lambda: _not_started(*nodes))
+        _poll(serving, START_TIMEOUT_SECONDS, lambda: _not_started(*waiting.values()))
 
 
 def _check_running(document: Document, nodes: Sequence[Document]) -> None:
@@ -579,8 +584,8 @@ def _not_started(*nodes: Document) -> Error:
 
 def _last_words(node: Document) -> str:
     path = Path(node["data_dir"]) / "log"
-    tail = childprocess.log_tail(path)
-    return f"the end of {path}:\n{tail}" if tail else f"{path} is empty"
+    tail = childprocess.log_tail(path, 1)
+    return f"the last line of {path}: {tail}" if tail else f"{path} is empty"
 
 
 def _node(document: Document, name: str) -> Document:

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from pfvol import childprocess, localcluster
-from pfvol.errors import Error, NotFoundError
+from pfvol.errors import DeviceError, Error, NotFoundError
 from tests.support.cli import environment
 from tests.support.cluster import DEVICE_SIZE_BYTES, DEVICES, TestCluster
 from tests.support.processes import running
@@ -69,6 +70,10 @@ def test_up_again_changes_nothing(cluster: TestCluster) -> None:
     """Goal: up is idempotent, and the shape of a cluster that exists is not changed by asking for another."""
     before = pids(cluster)
     cluster.up(sds=5)
+    again = cluster.run("cluster", "up", "--sds", "5")
+    assert again.code == 0
+    assert "keeps its shape" in again.stderr
+    assert "shape" not in cluster.run("cluster", "up").stderr
     assert pids(cluster) == before
 
 
@@ -159,6 +164,22 @@ def test_node_that_cannot_start_is_explained(fresh_cluster: Factory) -> None:
     assert set(states(cluster).values()) == {"STOPPED"}
     # The directory is still that of an unfinished cluster: with the cause gone, up goes on.
     (cluster.data_dir / "secret").unlink()
+    cluster.up()
+    assert set(states(cluster).values()) == {"UP"}
+
+
+def test_a_device_that_is_gone_is_named_at_once(fresh_cluster: Factory) -> None:
+    """Goal: what can never come up is not waited for; with the device back, up goes on."""
+    cluster = fresh_cluster(**SMALL)
+    cluster.cli("cluster", "down")
+    device, elsewhere = cluster.data_dir / "sds2" / "devices" / "dev0", cluster.data_dir / "sds2" / "elsewhere"
+    device.rename(elsewhere)
+    started = time.monotonic()
+    with pytest.raises(DeviceError, match=f"sds2 does not serve.*{device}"):
+        cluster.up()
+    assert time.monotonic() - started < localcluster.START_TIMEOUT_SECONDS / 2
+    assert set(states(cluster).values()) == {"STOPPED"}
+    elsewhere.rename(device)
     cluster.up()
     assert set(states(cluster).values()) == {"UP"}
 
