@@ -1,5 +1,5 @@
 # What open finds after a crash, and how it is put right. Runs before the engine has the device, on one thread.
-from datapath.blockfile cimport Device
+from datapath.device cimport Device
 from datapath.journal cimport Journal
 
 # Replays the journal, repairs the slot table and the tags of dirty slots in their mappings (nothing is synced yet).

@@ -15,7 +15,7 @@ from libc.stddef cimport size_t
 from libc.stdlib cimport calloc, free, malloc
 from posix.types cimport off_t
 import os
-from datapath.blockfile cimport Device, device_offset, device_tags
+from datapath.device cimport Device, device_offset, device_tags
 from datapath.checksum cimport block_seed, check_zero_block, crc32c
 from datapath.journal cimport Journal, journal_read_header, journal_read_records, journal_resume, read_all
 from datapath.ondisk cimport (

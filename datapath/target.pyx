@@ -8,9 +8,10 @@ from libc.string cimport memcpy, memset
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from posix.time cimport clock_gettime, timespec
 from posix.unistd cimport close
-from datapath.blockfile cimport (BlockDevice, Device, device_checkpoint_begin, device_checkpoint_end, device_intent,
-                                 device_journal_commit, device_journal_void, device_sync_all, device_sync_begin,
-                                 device_verify_slot)
+from datapath.blockfile cimport BlockDevice
+from datapath.device cimport (
+    Device, device_checkpoint_begin, device_checkpoint_end, device_intent, device_journal_commit, device_journal_void,
+    device_slot_free, device_sync_all, device_sync_begin, device_verify_slot)
 from datapath.chunkstore cimport chunk_find, chunk_get, chunk_tags
 from datapath.connection cimport conn_destroy, conn_flush, conn_init, conn_receive, pool_destroy, pool_init
 from datapath.histogram cimport hist_list
@@ -24,7 +25,6 @@ from datapath.targetdurability cimport checkpoint_start, durability_done
 from datapath.targetframes cimport on_frame
 from datapath.targetpair cimport peer_lost, sync_begin, sync_continue, unsync
 from datapath.targetread cimport read_done
-from datapath.blockfile cimport device_slot_free
 from datapath.volumemap cimport (MapEntry, MapVolume, map_destroy, map_init, map_lookup, map_segment_set,
                                  map_volume_add, map_volume_find)
 from datapath.wire cimport Header, ST_OK, bad_frame_text, OP_CAPABILITY
@@ -313,9 +313,9 @@ cdef void flush_conns(Engine* e) noexcept nogil:
     cdef Conn* c
     cdef int result
     while i < e.dirty_count:
-        c = conn_by_id(e, e.dirty_conns[i])
+        c = e.conns[e.dirty_conns[i] & (CONNS_MAX - 1)]
         i += 1
-        if c == NULL:
+        if c == NULL or c.id != e.dirty_conns[i - 1]:
             continue
         c.queued = False
         result = conn_flush(c, &e.pool)

@@ -3,13 +3,14 @@
 Each device has at most one of each under way, on a pool thread; operations that need the next one wait in its list.
 """
 
-from datapath.blockfile cimport (device_checkpoint_begin, device_checkpoint_end, device_intent,
-                                 device_journal_appended, device_journal_commit, device_journal_durable,
-                                 device_journal_void, device_sync, device_sync_all, device_sync_begin)
+from datapath.device cimport (
+    device_checkpoint_begin, device_checkpoint_end, device_intent, device_journal_appended, device_journal_commit,
+    device_journal_durable, device_journal_void, device_sync, device_sync_all, device_sync_begin)
 from datapath.chunkstore cimport chunk_intent
 from datapath.iopool cimport Job, iopool_submit
 from datapath.ondisk cimport SLOT_NONE
 from datapath.targetengine cimport EV_CHECKPOINT, EV_DEVICE_FAILED, emit, journaled, op_settle
+from datapath.targetpair cimport sync_continue
 from datapath.targetstate cimport *
 from datapath.wire cimport ST_IO_ERROR
 
@@ -71,6 +72,7 @@ cdef void commit_done(Engine* e, DeviceState* ds) noexcept nogil:
         checkpoint_go(e, ds)
     if ds.journal_head != NULL or (ds.checkpoint == 1 and ds.commit_job.result == 0):
         commit_start(e, ds)
+    sync_continue(e)                                       # chunks that may differ wait for their intents too
 
 
 cdef void sync_wait(Engine* e, Op* op) noexcept nogil:

@@ -9,11 +9,11 @@ from libc.errno cimport EAGAIN, ENOSPC
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, malloc, realloc
 from libc.string cimport memcpy, memset
-from datapath.blockfile cimport device_offset
+from datapath.device cimport device_offset
 from datapath.checksum cimport block_seed, check_range, crc32c
 from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_intent, chunk_tags,
                                   chunk_trim, chunk_write)
-from datapath.connection cimport buf_get, buf_put, conn_append, conn_append_ref
+from datapath.connection cimport buf_get, buf_put, conn_append, conn_append_ref, conn_flush
 from datapath.histogram cimport hist_record
 from datapath.ondisk cimport SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, TAG_HOLE, Tag
 from datapath.ring cimport Message, ring_push
@@ -28,6 +28,9 @@ from datapath.wire cimport *
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void* data, size_t size, int64_t offset)
+
+cdef enum:
+    EARLY_BYTES = 65536              # from this size on the other copy gets a write before it is applied here
 
 
 cdef void emit(Engine* e, uint32_t kind, uint32_t a, uint64_t b, uint64_t c, uint64_t d, const void* data,
@@ -270,9 +273,14 @@ cdef void op_start(Engine* e, Op* op) noexcept nogil:
 cdef void journaled(Engine* e, Op* op) noexcept nogil:
     """The intent is on disk."""
     if op.state == STATE_REMOTE_FIRST:
+        if op.chunk.unsynced:
+            op_settle(e, op, PENDING_LOCAL, ST_NOT_READY)
+            return
         if not prepare_write(e, op):
             return
         if replicate(e, op):
+            if op.chunk.unsynced:                          # there was nobody to send it to; nothing is applied yet
+                op_settle(e, op, PENDING_REMOTE | PENDING_LOCAL, ST_NOT_READY)
             return                                         # applied when the other copy has answered
     apply(e, op)
 
@@ -359,6 +367,8 @@ cdef bint replicate(Engine* e, Op* op) noexcept nogil:
         else:
             conn_append_ref(c, &e.pool, op.owner, op.data, r.length)
     mark_dirty(e, c)
+    if r.length >= EARLY_BYTES or e.counters.queue_depth == 1:
+        conn_flush(c, &e.pool)                             # an error shows again when the loop flushes
     return True
 
 
@@ -423,9 +433,12 @@ cdef void apply(Engine* e, Op* op) noexcept nogil:
             error = chunk_discard(e, op.chunk, op.first, op.count, op.h.epoch, op.h.seq)
         else:
             error = apply_tagged(e, op)
-    if error < 0:
+    if error == -ENOSPC:                                   # the host's file system is full: the copies may differ now
+        if op.kind == KIND_WRITE or op.kind == KIND_DISCARD:
+            unsync(e, op.chunk)
+    elif error < 0:
         device_failed(e, &e.devices[op.chunk.device])
     elif op.h.flags & FLAG_COMMIT or volume_commit(e, op.h.volume_id):
         op.pending |= PENDING_SYNC
         sync_wait(e, op)
-    op_settle(e, op, PENDING_LOCAL, ST_IO_ERROR if error < 0 else 0)
+    op_settle(e, op, PENDING_LOCAL, status_of(error) if error < 0 else 0)

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
-from datapath.blockfile cimport device_offset
+from datapath.device cimport device_offset
 from datapath.checksum cimport verify_range
 from datapath.chunkstore cimport chunk_fd, chunk_find, chunk_get, chunk_tags
 from datapath.connection cimport buf_get, buf_put, buf_ref, conn_append, conn_append_ref

@@ -6,20 +6,24 @@ side can vouch for is adopted from the primary under a new name. The primary dri
 
 from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy, memset
-from datapath.blockfile cimport device_offset
+from datapath.device cimport device_offset
 from datapath.checksum cimport block_seed, crc32c, verify_range
-from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_fd, chunk_get, chunk_intent, chunk_tags,
-                                  chunk_trim, chunk_write)
+from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_get, chunk_intent,
+                                  chunk_tags, chunk_trim, chunk_write)
 from datapath.connection cimport conn_append
 from datapath.ondisk cimport SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, Tag
 from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer, tag_set, tag_set_never
-from datapath.targetengine cimport EV_PEER_SYNCED, apply, emit, map_miss, mark_dirty, op_settle, peer_conn
+from datapath.targetdurability cimport checkpoint_start, commit_start
+from datapath.targetengine cimport EV_PEER_SYNCED, EV_REPAIR, apply, emit, map_miss, mark_dirty, op_settle, peer_conn
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void* data, size_t size, int64_t offset)
+
+cdef enum:
+    RETRY_NS = 1000000000            # a chunk whose agreement failed (a full or failed disk) is tried again after this
 
 
 cdef void unsync(Engine* e, Chunk* c) noexcept nogil:
@@ -68,6 +72,25 @@ cdef void peer_lost(Engine* e, Conn* c) noexcept nogil:
             op_settle(e, op, PENDING_REMOTE | PENDING_LOCAL, ST_NOT_READY)
 
 
+cdef bint intent_durable(Engine* e, Chunk* chunk) noexcept nogil:
+    """Whether the agreement may write to the chunk; if not, that is under way and sync_continue is called after it."""
+    if chunk.slot == SLOT_NONE:
+        return True
+    if chunk_intent(e, chunk) < 0:
+        checkpoint_start(e)
+        return False
+    if not chunk_durable(e, chunk):
+        commit_start(e, &e.devices[chunk.device])
+        return False
+    return True
+
+
+cdef uint32_t epoch_of(Engine* e, Chunk* chunk) noexcept nogil:
+    cdef MapVolume* v = map_volume_find(&e.map, chunk.volume_id)
+    cdef const MapEntry* entry = map_lookup(v, chunk.index) if v != NULL else NULL
+    return 0 if entry == NULL else entry.epoch
+
+
 cdef void sync_continue(Engine* e) noexcept nogil:
     cdef uint32_t i
     cdef Chunk* chunk
@@ -80,7 +103,7 @@ cdef void sync_continue(Engine* e) noexcept nogil:
     for i in range(e.table_capacity):
         chunk = e.table[i]
         while chunk != NULL:
-            if chunk.unsynced:
+            if chunk.unsynced and chunk.retry_ns <= e.now_ns:
                 v = map_volume_find(&e.map, chunk.volume_id)
                 entry = map_lookup(v, chunk.index) if v != NULL else NULL
                 if entry == NULL:
@@ -89,9 +112,10 @@ cdef void sync_continue(Engine* e) noexcept nogil:
                     c = peer_conn(e, entry.secondary, CONN_PEER_OUT) if entry.secondary else NULL
                     if c != NULL and (<Session*>c.user).ready:
                         s = &e.syncs[c.id & (CONNS_MAX - 1)]
-                        if s.chunk == NULL:
+                        if s.chunk == NULL and intent_durable(e, chunk):
                             s.chunk = chunk
                             s.outstanding = 1
+                            s.failed = s.postponed = False
                             ask(e, c, OP_TAGS, chunk.volume_id, chunk.index, 0, 0, 0)
             chunk = chunk.hash_next
 
@@ -159,27 +183,30 @@ cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexce
         elif chunk.slot != SLOT_NONE:
             if pread(chunk_fd(e, chunk), bytes, BLOCK_SIZE,
                      <int64_t>device_offset(chunk.slot) + (<int64_t>block << BLOCK_SHIFT)) != BLOCK_SIZE:
+                s.failed = True
                 continue
             e.counter += 1
             check = crc32c(block_seed(chunk.volume_id, chunk.index, block), bytes, BLOCK_SIZE)
             tag_set(&adopted, check, mine.epoch, (e.incarnation << SEQ_COUNTER_BITS) | e.counter)
             if chunk_write(e, chunk, block, 1, bytes, &check, adopted.epoch, adopted.seq) == 0:
                 push_block(e, c, s, chunk, block, &adopted, bytes)
+            else:
+                s.failed = True
 
 
-cdef void pulled(Engine* e, Chunk* chunk, Header* h, char* body) noexcept nogil:
+cdef bint pulled(Engine* e, Chunk* chunk, Header* h, char* body) noexcept nogil:
+    """Whether the block is here now as the other copy has it."""
     cdef Tag* tag = <Tag*>(body + 4)
     cdef uint32_t block = h.offset >> BLOCK_SHIFT
     if h.status != ST_OK or h.length != BLOCK_SIZE or h.flags & (FLAG_ZEROS | FLAG_ABSENT):
-        return
+        return False
     if verify_range(h.volume_id, h.chunk_index, h.offset, h.length, body + 20, <uint32_t*>body) >= 0:
-        return
-    if chunk_allocate(e, chunk, tag.epoch) < 0 or chunk_intent(e, chunk) < 0:
-        return
+        e.counters.checksum_errors += 1
+        emit(e, EV_REPAIR, chunk.index, chunk.volume_id, block, 0, NULL, 0)
+        return False
     if tag_is_hole(tag):
-        chunk_discard(e, chunk, block, 1, tag.epoch, tag.seq & SEQ_MASK)
-    else:
-        chunk_write(e, chunk, block, 1, body + 20, <uint32_t*>body, tag.epoch, tag.seq & SEQ_MASK)
+        return chunk_discard(e, chunk, block, 1, tag.epoch, tag.seq & SEQ_MASK) == 0
+    return chunk_write(e, chunk, block, 1, body + 20, <uint32_t*>body, tag.epoch, tag.seq & SEQ_MASK) == 0
 
 
 cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
@@ -191,7 +218,12 @@ cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
     if s.outstanding:
         return
     s.chunk = NULL
+    if s.failed or s.postponed:
+        chunk.retry_ns = e.now_ns + RETRY_NS if s.failed else 0
+        sync_continue(e)
+        return
     s.chunks += 1
+    chunk.retry_ns = 0
     chunk.unsynced = False
     e.unsynced_count -= 1
     ask(e, c, OP_PING, chunk.volume_id, chunk.index, 0, 0, FLAG_RESYNC)
@@ -218,6 +250,7 @@ cdef void dirty_list(Engine* e, Conn* c, Header* h, char* body) noexcept nogil:
         chunk = chunk_get(e, volume_id, index)
         if chunk != NULL:
             unsync(e, chunk)
+            intent_durable(e, chunk)                       # all of them in one commit
     if h.flags & FLAG_REPLY_MORE:
         ask(e, c, OP_DIRTY, 0, 0, h.offset, 0, 0)
         return
@@ -257,10 +290,19 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
     if s.chunk == NULL or h.volume_id != s.chunk.volume_id or h.chunk_index != s.chunk.index:
         return BAD_OPCODE
     if h.opcode == (OP_TAGS | OP_REPLY) and h.status == ST_OK:
-        compare(e, c, s, s.chunk, NULL if h.flags & FLAG_ABSENT else <Tag*>body)
+        if not h.flags & FLAG_ABSENT and chunk_allocate(e, s.chunk, epoch_of(e, s.chunk)) < 0:
+            s.failed = True
+        elif not intent_durable(e, s.chunk):
+            s.postponed = True
+        else:
+            compare(e, c, s, s.chunk, NULL if h.flags & FLAG_ABSENT else <Tag*>body)
     elif h.opcode == (OP_PULL | OP_REPLY):
-        pulled(e, s.chunk, h, body)
-    elif h.opcode != (OP_PUSH | OP_REPLY):
+        if not pulled(e, s.chunk, h, body):
+            s.failed = True
+    elif h.opcode == (OP_PUSH | OP_REPLY):
+        if h.status != ST_OK:
+            s.failed = True
+    else:
         return BAD_OPCODE
     sync_step(e, c, s)
     return 0

@@ -7,7 +7,7 @@ values go with the bytes, so that whoever asked verifies them.
 from libc.errno cimport EIO, errno
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
-from datapath.blockfile cimport device_offset
+from datapath.device cimport device_offset
 from datapath.chunkstore cimport chunk_fd, chunk_tags
 from datapath.connection cimport buf_get, buf_put, conn_append, conn_append_ref, conn_reserve, conn_unreserve
 from datapath.histogram cimport hist_record

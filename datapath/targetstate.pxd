@@ -1,7 +1,7 @@
 # The SDS engine's structures. One shard's thread owns all of it; pool threads touch only the Job they run and its
 # buffers.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int64_t
-from datapath.blockfile cimport Device
+from datapath.device cimport Device
 from datapath.connection cimport Buf, Conn, Pool
 from datapath.histogram cimport Histogram
 from datapath.iopool cimport IoPool, Job
@@ -71,6 +71,7 @@ cdef struct Chunk:
     uint64_t generation              # of the journal that holds its last intent (DeviceState.generation)
     uint64_t mark                    # journal count that makes the intent durable
     bint unsynced                    # may differ from the other copy: does not serve until they agree
+    uint64_t retry_ns                # unsynced: the agreement failed, not tried again before
     Chunk* hash_next
     Op* ops                          # started or waiting, in order of arrival
     Op* ops_tail
@@ -121,11 +122,11 @@ cdef struct DeviceState:
 cdef struct Sync:                    # the agreement of a pair, one chunk at a time (per outgoing peer)
     Chunk* chunk
     uint32_t outstanding
-    bint tags_asked
     uint64_t chunks
     uint64_t pulled
     uint64_t pushed
-    bint told
+    bint failed                      # something of this chunk could not be read, sent or written
+    bint postponed                   # the chunk's intent is not durable yet
 
 cdef struct Counters:
     uint64_t read_ops, read_bytes, read_ns, write_ops, write_bytes, write_ns, replicate_ops, replicate_bytes
