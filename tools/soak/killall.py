@@ -3,10 +3,10 @@
     python -m tools.soak.killall --rounds 20        (make crash ROUNDS=20)
 
 Each round: ``tools.soak.stamps`` writes to a mounted volume; at a random moment SIGKILL goes to the MDM and all SDSs,
-in random order, in half of the rounds to the mount's daemon as well; ``pfvol cluster up``; what is in the volume is
-read and judged, also what earlier rounds wrote; ``pfvol vol verify`` has to be clean. Where the mount survived, no IO
-of the writer may have failed: it only waits. The first thing that is wrong ends it with 1, and leaves the cluster as it
-is then.
+in random order, in half of the rounds to the mount's daemon as well; ``pfvol cluster up``, in some rounds after another
+kill while they came up; what is in the volume is read and judged, also what earlier rounds wrote; ``pfvol vol verify``
+has to be clean. Where the mount survived, no IO of the writer may have failed: it only waits. The first thing that is
+wrong ends it with 1, and leaves the cluster as it is then.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ VOLUME_SIZE = "256MiB"
 BLOCKS = 6000
 STAMPS_PER_ROUND = 1 << 32
 LOAD_SECONDS = (0.2, 3.0)  # from the first durable writes to the kill
+RECOVERY_SECONDS = (0.5, 3.0)  # from `cluster up` to the next kill
 COMMAND_SECONDS = 120
 PROBLEMS_SHOWN = 20
 
@@ -58,8 +59,11 @@ class Soak:
     def mountpoint(self) -> Path:
         return self.base / "mnt"
 
+    def argv(self, *arguments: str | Path) -> list[str]:
+        return [sys.executable, "-m", "pfvol.cli", "--data-dir", str(self.data_dir), *map(str, arguments)]
+
     def pfvol(self, *arguments: str | Path) -> str:
-        argv = [sys.executable, "-m", "pfvol.cli", "--data-dir", str(self.data_dir), *map(str, arguments)]
+        argv = self.argv(*arguments)
         done = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
         )
@@ -83,7 +87,7 @@ class Soak:
 
     def processes(self, with_mount: bool) -> list[childprocess.Identity]:
         nodes = json.loads((self.data_dir / "cluster.json").read_text())["nodes"]
-        found = [childprocess.Identity(node["pid"], node["start_ticks"]) for node in nodes]
+        found = [childprocess.Identity(node["pid"], node["start_ticks"]) for node in nodes if node["pid"]]
         if with_mount:
             found += [record.process for record in records.live(self.data_dir) if record.process]
         return found
@@ -100,6 +104,9 @@ class Soak:
             victims = self.processes(with_mount)
             rng.shuffle(victims)
             childprocess.kill(victims)
+            in_recovery = rng.random() < 0.4
+            if in_recovery:
+                self._kill_in_recovery(rng.uniform(*RECOVERY_SECONDS))
             started = time.monotonic()
             self.pfvol("cluster", "up")
             up_seconds = time.monotonic() - started
@@ -117,10 +124,24 @@ class Soak:
         self._judge()
         self.pfvol("vol", "verify", VOLUME)
         killed = f"{len(victims)} processes{' with the mount' if with_mount else ''}"
+        again = ", and again while they came up" if in_recovery else ""
         return (
-            f"{begun} writes, {durable} durable, killed {killed} {delay_seconds:.2f} s into it, "
+            f"{begun} writes, {durable} durable, killed {killed} {delay_seconds:.2f} s into it{again}, "
             f"up in {up_seconds:.1f} s: all {len(self.expected)} blocks right"
         )
+
+    def _kill_in_recovery(self, delay_seconds: float) -> None:
+        """Lets the cluster come up for a moment. The command may fail, as its nodes end, or have just been through."""
+        command = subprocess.Popen(
+            self.argv("cluster", "up"), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            time.sleep(delay_seconds)
+            childprocess.kill(self.processes(with_mount=False))
+            command.wait(COMMAND_SECONDS)
+        finally:
+            command.kill()
+            command.wait()
 
     def _writer(self, log: Path, number: int, seed: int) -> subprocess.Popen[bytes]:
         argv = [sys.executable, "-m", "tools.soak.stamps", str(self.mountpoint / VOLUME), str(log)]
