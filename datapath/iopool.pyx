@@ -66,6 +66,7 @@ cdef int iopool_start(IoPool* p, uint32_t threads) noexcept nogil:
 
 
 cdef void iopool_stop(IoPool* p) noexcept nogil:
+    """Idempotent: a descriptor closed twice would by then be another's, a device's file for instance."""
     cdef uint32_t i
     if not p.running:
         return
@@ -80,6 +81,7 @@ cdef void iopool_stop(IoPool* p) noexcept nogil:
     pthread_cond_destroy(&p.cond)
     pthread_mutex_destroy(&p.mutex)
     close(p.event_fd)
+    p.event_fd = -1
 
 
 cdef void iopool_submit(IoPool* p, Job* job) noexcept nogil:

@@ -458,6 +458,7 @@ cdef class Target:
         if e == NULL:
             raise MemoryError
         self.e = e
+        e.io.event_fd = e.commands.event_fd = e.events.event_fd = -1
         e.sds_id = sds_id
         e.incarnation = incarnation
         e.durable_incarnation = durable_incarnation
