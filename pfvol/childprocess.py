@@ -77,8 +77,8 @@ def is_alive(identity: Identity) -> bool:
 def identify(pid: int) -> Identity | None:
     """Whatever process has the pid now. One that has ended and only waits for its parent to notice is none."""
     fields = _stat_fields(pid)
-    alive = fields and fields[_STAT_STATE] not in {"Z", "X"}
-    return Identity(pid, int(fields[_STAT_START_TICKS])) if alive else None
+    identity = Identity(pid, int(fields[_STAT_START_TICKS])) if fields else None
+    return identity if identity and is_alive(identity) else None
 
 
 def find_by_argument(argument: str) -> list[int]:
