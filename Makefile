@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 MINUTES ?= 10
+ROUNDS ?= 20
 export PYTHON
 
 RUN      := $(VENV)/bin/python
@@ -10,7 +11,7 @@ SOURCES  := setup.py $(wildcard datapath/*.pyx datapath/*.pxd datapath/*.h)
 SANITIZE := build/sanitize
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench sanitize fuzz dist clean system-build system-demo system-test
+.PHONY: help build demo test lint bench sanitize fuzz crash dist clean system-build system-demo system-test
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -32,13 +33,8 @@ build: $(VENV)/.built  ## install everything into .venv and build the extensions
 demo: system-demo build  ## a cluster, a mount, data in and out, all cleaned up (KEEP=1 leaves it mounted)
 	@$(RUN) -m tools.demo.demo $(if $(KEEP),--keep)
 
-# Written before the SDS engine existed and not yet settled with it: `make test NOT_YET=` runs them too.
-NOT_YET = tests/integration/test_cluster_lifecycle.py \
-	tests/integration/test_package_install.py \
-	tests/fuse/test_sdc_commands.py tests/fuse/test_sdc_files.py tests/fuse/test_sdc_mapping.py
-
 test: system-test build  ## the whole suite, linters included (ARGS= goes to pytest)
-	@$(RUN) -m pytest -q $(addprefix --ignore=,$(NOT_YET)) $(ARGS)
+	@$(RUN) -m pytest -q $(ARGS)
 
 lint: build  ## ruff, mypy, cython-lint, the import arrow: what the suite checks too
 	@$(RUN) -m pytest -q tests/unit/test_architecture.py
@@ -51,6 +47,9 @@ sanitize: build  ## the engines' tests under AddressSanitizer and UndefinedBehav
 
 fuzz: build  ## random and damaged input for MINUTES=10: frames, devices
 	@$(RUN) -m tools.fuzz.run --minutes $(MINUTES)
+
+crash: system-demo build  ## kill -9 of a whole cluster under load, ROUNDS=20 times: is anything lost?
+	@$(RUN) -m tools.soak.killall --rounds $(ROUNDS) $(ARGS)
 
 dist: build  ## wheel and sdist in dist/
 	@mkdir -p build && $(RUN) -m build --no-isolation --outdir dist . >build/dist.log 2>&1 || { cat build/dist.log; exit 1; }

@@ -28,12 +28,13 @@ cdef struct IoPool:
     Job* done_head
     Job* done_tail
     int event_fd                     # readable when iopool_take has something
+    bint running                     # between iopool_start and iopool_stop
     bint stopping
     uint32_t thread_count
     pthread_t threads[16]
 
 cdef int iopool_start(IoPool* p, uint32_t threads) noexcept nogil
-# Waits for what is queued, then joins.
+# Waits for what is queued, then joins. Does nothing if the pool does not run.
 cdef void iopool_stop(IoPool* p) noexcept nogil
 cdef void iopool_submit(IoPool* p, Job* job) noexcept nogil
 # All finished jobs, linked by `next`, oldest first.

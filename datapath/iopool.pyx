@@ -57,6 +57,7 @@ cdef int iopool_start(IoPool* p, uint32_t threads) noexcept nogil:
         return -errno
     pthread_mutex_init(&p.mutex, NULL)
     pthread_cond_init(&p.cond, NULL)
+    p.running = True
     while p.thread_count < threads and p.thread_count < IO_THREADS_MAX:
         if pthread_create(&p.threads[p.thread_count], NULL, work, p) != 0:
             break
@@ -65,7 +66,11 @@ cdef int iopool_start(IoPool* p, uint32_t threads) noexcept nogil:
 
 
 cdef void iopool_stop(IoPool* p) noexcept nogil:
+    """Idempotent: a descriptor closed twice would by then be another's, a device's file for instance."""
     cdef uint32_t i
+    if not p.running:
+        return
+    p.running = False
     pthread_mutex_lock(&p.mutex)
     p.stopping = True
     pthread_cond_broadcast(&p.cond)
@@ -76,6 +81,7 @@ cdef void iopool_stop(IoPool* p) noexcept nogil:
     pthread_cond_destroy(&p.cond)
     pthread_mutex_destroy(&p.mutex)
     close(p.event_fd)
+    p.event_fd = -1
 
 
 cdef void iopool_submit(IoPool* p, Job* job) noexcept nogil:

@@ -449,7 +449,7 @@ cdef class Target:
     cdef Engine* e
     cdef object thread, devices, volumes_seen
     cdef uint32_t serial
-    cdef bint started, stopped                             # for __dealloc__, which finds the objects cleared
+    cdef bint started, stopped
     cdef readonly int event_fd
 
     def __cinit__(self, uint32_t sds_id, uint64_t incarnation, uint64_t durable_incarnation, *, uint32_t io_threads=2):
@@ -458,6 +458,7 @@ cdef class Target:
         if e == NULL:
             raise MemoryError
         self.e = e
+        e.io.event_fd = e.commands.event_fd = e.events.event_fd = -1
         e.sds_id = sds_id
         e.incarnation = incarnation
         e.durable_incarnation = durable_incarnation
@@ -657,10 +658,11 @@ cdef class Target:
         return figures
 
     def __dealloc__(self):
-        if self.e == NULL or (self.started and not self.stopped):
-            return                                         # the thread still runs: its memory stays
-        if not self.started:
-            iopool_stop(&self.e.io)
+        # The thread holds a reference to this object: it has ended, or was never started. (self.thread says nothing
+        # here: the garbage collector has cleared it.)
+        if self.e == NULL:
+            return
+        iopool_stop(&self.e.io)
         ring_destroy(&self.e.commands)
         ring_destroy(&self.e.events)
         map_destroy(&self.e.map)

@@ -23,8 +23,7 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void* data, size_t size, int64_t offset)
 
 cdef enum:
-    RETRY_NS = 1000000000            # a chunk whose agreement failed (a full or failed disk) is tried again after this
-    MAP_RETRY_NS = 100000000         # one whose other copy has yet to hear that the chunk is its own, after this
+    RETRY_NS = 200000000             # a chunk whose agreement failed (a full or failed disk) is tried again after this
 
 
 cdef void unsync(Engine* e, Chunk* c) noexcept nogil:
@@ -118,7 +117,7 @@ cdef void sync_continue(Engine* e) noexcept nogil:
                         if s.chunk == NULL and intent_durable(e, chunk):
                             s.chunk = chunk
                             s.outstanding = 1
-                            s.failed = s.postponed = s.no_map = False
+                            s.failed = s.postponed = False
                             ask(e, c, OP_TAGS, chunk.volume_id, chunk.index, 0, 0, 0)
             chunk = chunk.hash_next
 
@@ -197,6 +196,15 @@ cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexce
                 s.failed = True
 
 
+cdef void tags_seen(Engine* e, Conn* c, Sync* s, Tag* theirs) noexcept nogil:
+    if theirs != NULL and chunk_allocate(e, s.chunk, epoch_of(e, s.chunk)) < 0:
+        s.failed = True
+    elif not intent_durable(e, s.chunk):
+        s.postponed = True
+    else:
+        compare(e, c, s, s.chunk, theirs)
+
+
 cdef bint pulled(Engine* e, Chunk* chunk, Header* h, char* body) noexcept nogil:
     """Whether the block is here now as the other copy has it."""
     cdef Tag* tag = <Tag*>(body + 4)
@@ -213,7 +221,7 @@ cdef bint pulled(Engine* e, Chunk* chunk, Header* h, char* body) noexcept nogil:
 
 
 cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
-    """One answer less to wait for; when there is none, the chunk agrees."""
+    """One answer less to wait for; after the last the chunk agrees, or is tried again later if one was a refusal."""
     cdef Chunk* chunk = s.chunk
     cdef Op* op
     cdef Op* following
@@ -222,7 +230,7 @@ cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
         return
     s.chunk = NULL
     if s.failed or s.postponed:
-        chunk.retry_ns = e.now_ns + (RETRY_NS if s.failed else MAP_RETRY_NS if s.no_map else 0)
+        chunk.retry_ns = e.now_ns + RETRY_NS if s.failed else 0
         sync_continue(e)
         return
     s.chunks += 1
@@ -282,6 +290,7 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
             return 0
         if h.status != ST_OK:
             unsync(e, op.chunk)                            # applied here, not there
+            s.failed = s.failed or s.chunk == op.chunk     # also when its agreement has looked already
         op_settle(e, op, PENDING_REMOTE, h.status)
         return 0
     if h.opcode == (OP_DIRTY | OP_REPLY):
@@ -292,23 +301,13 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
         return 0
     if s.chunk == NULL or h.volume_id != s.chunk.volume_id or h.chunk_index != s.chunk.index:
         return BAD_OPCODE
-    if h.opcode == (OP_TAGS | OP_REPLY) and h.status == ST_OK:
-        if not h.flags & FLAG_ABSENT and chunk_allocate(e, s.chunk, epoch_of(e, s.chunk)) < 0:
-            s.failed = True
-        elif not intent_durable(e, s.chunk):
-            s.postponed = True
-        else:
-            compare(e, c, s, s.chunk, NULL if h.flags & FLAG_ABSENT else <Tag*>body)
-    elif h.opcode == (OP_PULL | OP_REPLY):
-        if not pulled(e, s.chunk, h, body):
-            s.failed = True
-    elif h.opcode == (OP_PUSH | OP_REPLY):
-        if h.status != ST_OK:
-            s.failed = True
-    elif h.opcode == (OP_TAGS | OP_REPLY):
-        s.no_map = s.postponed = h.status == ST_NOT_READY
-        s.failed = not s.no_map
-    else:
+    if h.opcode == (OP_PULL | OP_REPLY):
+        s.failed = s.failed or not pulled(e, s.chunk, h, body)
+    elif h.opcode != (OP_TAGS | OP_REPLY) and h.opcode != (OP_PUSH | OP_REPLY):
         return BAD_OPCODE
+    elif h.status != ST_OK:
+        s.failed = True
+    elif h.opcode == (OP_TAGS | OP_REPLY):
+        tags_seen(e, c, s, NULL if h.flags & FLAG_ABSENT else <Tag*>body)
     sync_step(e, c, s)
     return 0

@@ -130,7 +130,6 @@ cdef struct Sync:                    # the agreement of a pair, one chunk at a t
     uint64_t pushed
     bint failed                      # something of this chunk could not be read, sent or written
     bint postponed                   # the chunk's intent is not durable yet
-    bint no_map                      # ... because the other copy has no map yet
 
 cdef struct Counters:
     uint64_t read_ops, read_bytes, read_ns, write_ops, write_bytes, write_ns, replicate_ops, replicate_bytes

@@ -150,6 +150,9 @@ class Control:
             "reserved_slots": sds.thick_slots,
             "peers": peers_of(state),
             "purge": [purge.volume_id for purge in state.purges.values() if sds_id in purge.sds_ids],
+            "volumes": [
+                volume.volume_id for volume in state.volumes.values() if volume.mappings and volume.uses(sds_id)
+            ],
         }
 
     async def _sds_report(self, session: Session, params: Params) -> None:

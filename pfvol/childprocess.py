@@ -19,11 +19,10 @@ from typing import NamedTuple
 
 LOG_TAIL_LINES = 12
 LOG_TAIL_BYTES = 16 * 1024
-_STAT_STATE = 0  # fields of /proc/PID/stat after the command's closing bracket
-_STAT_START_TICKS = 19
+_STAT_START_TICKS = 19  # field of /proc/PID/stat after the command's closing bracket
 
 # Those started by this very process have to be reaped by it, or they stay as zombies.
-_children: dict[int, subprocess.Popen[bytes]] = {}
+_children: set[int] = set()
 
 
 class Identity(NamedTuple):
@@ -51,7 +50,9 @@ def start_detached(
         )
     finally:
         os.close(descriptor)
-    _children[process.pid] = process
+    _children.add(process.pid)
+    # Popen is to forget it: that it outlives us is what it is for, and nothing to be warned of.
+    process.returncode = 0
     # It cannot have been reaped by anybody else yet, so /proc still has it even if it has exited.
     fields = _stat_fields(process.pid)
     return Identity(process.pid, int(fields[_STAT_START_TICKS]) if fields else 0)
@@ -59,19 +60,25 @@ def start_detached(
 
 def find(pid: int | None, start_ticks: int | None, argument: str) -> Identity | None:
     """The process ``pid`` if it is alive, started at ``start_ticks`` and has ``argument`` on its command line."""
-    if not pid:
+    if not pid or start_ticks is None:
         return None
-    _reap(pid)
-    fields = _stat_fields(pid)
-    if not fields or fields[_STAT_STATE] in {"Z", "X"} or int(fields[_STAT_START_TICKS]) != start_ticks:
-        return None
-    return Identity(pid, int(fields[_STAT_START_TICKS])) if argument in command_line(pid) else None
+    identity = Identity(pid, start_ticks)
+    return identity if is_alive(identity) and argument in command_line(pid) else None
+
+
+def is_alive(identity: Identity) -> bool:
+    descriptor = _open(identity)
+    if descriptor is None:
+        return False
+    os.close(descriptor)
+    return True
 
 
 def identify(pid: int) -> Identity | None:
-    """Whatever process has the pid now."""
+    """Whatever process has the pid now. One that has ended and only waits for its parent to notice is none."""
     fields = _stat_fields(pid)
-    return Identity(pid, int(fields[_STAT_START_TICKS])) if fields else None
+    identity = Identity(pid, int(fields[_STAT_START_TICKS])) if fields else None
+    return identity if identity and is_alive(identity) else None
 
 
 def find_by_argument(argument: str) -> list[int]:
@@ -107,9 +114,7 @@ def wait_gone(identity: Identity, deadline: float) -> bool:
     if descriptor is None:
         return True
     try:
-        poller = select.poll()
-        poller.register(descriptor, select.POLLIN)
-        return bool(poller.poll(max(0.0, deadline - time.monotonic()) * 1000))
+        return _ended(descriptor, max(0.0, deadline - time.monotonic()))
     finally:
         os.close(descriptor)
         _reap(identity.pid)
@@ -145,17 +150,29 @@ def log_tail(path: Path, lines: int = LOG_TAIL_LINES) -> str:
 
 
 def _open(identity: Identity) -> int | None:
+    """A descriptor of exactly that process; None when it has ended, reaped by its parent or not."""
     try:
         descriptor = os.pidfd_open(identity.pid)
     except ProcessLookupError:
         return None
     # The descriptor pins whatever has the pid now: only after this can the start time be compared without a race.
     fields = _stat_fields(identity.pid)
-    if not fields or fields[_STAT_STATE] in {"Z", "X"} or int(fields[_STAT_START_TICKS]) != identity.start_ticks:
+    if not fields or int(fields[_STAT_START_TICKS]) != identity.start_ticks or _ended(descriptor, 0.0):
         os.close(descriptor)
         _reap(identity.pid)
         return None
     return descriptor
+
+
+def _ended(descriptor: int, timeout_seconds: float) -> bool:
+    """Waits until every thread of the process has ended.
+
+    The state in /proc/PID/stat does not tell: it is the first thread's, which may be a zombie while the others still
+    hold the process's ports and locks.
+    """
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(timeout_seconds * 1000))
 
 
 def _stat_fields(pid: int) -> list[str]:
@@ -168,8 +185,8 @@ def _stat_fields(pid: int) -> list[str]:
 
 
 def _reap(pid: int) -> None:
-    child = _children.get(pid)
-    if child is not None:
-        with suppress(OSError):
-            if child.poll() is not None:
-                del _children[pid]
+    if pid in _children:
+        with suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                return
+        _children.discard(pid)

@@ -28,7 +28,8 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from pfvol.constants import DEVICE_SIZE_BYTES_DEFAULT, DEVICES_PER_SDS_DEFAULT, 
 from pfvol.errors import (
     ConfigError,
     ConflictError,
+    DeviceError,
     Error,
     InvalidError,
     NotFoundError,
@@ -59,9 +61,12 @@ DEVICES_MAX = 64
 START_TIMEOUT_SECONDS = 60.0
 STOP_GRACE_SECONDS = 20.0
 LOCK_TIMEOUT_SECONDS = 90.0
+PORT_TIMEOUT_SECONDS = 2.0  # what the kernel may need to end a node that was killed, and to free its port
 POLL_SECONDS = 0.03
 # Below what the kernel hands to outgoing connections, so that a port is still free when the cluster comes back.
 PORT_RANGE = range(20000, 32000)
+# What an ``up`` that was killed before it had written its plan may have left.
+_BEFORE_THE_DOCUMENT = {"lock", "mounts", "secret", "secret.new", "cluster.json.new"}
 
 
 # -- what callers use
@@ -284,10 +289,11 @@ def _ports(node: Document) -> list[int]:
 def _make_data_dir(data_dir: Path) -> None:
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        strange = sorted(set(os.listdir(data_dir)) - {"lock", "secret", "mounts"})
+        strange = sorted(set(os.listdir(data_dir)) - _BEFORE_THE_DOCUMENT)
     except OSError as error:
         raise ConfigError(f"{data_dir} cannot be used as a data directory: {error.strerror}") from error
-    if strange:
+    # Asked after the listing: another command may be making the cluster now, and the document comes before the rest.
+    if strange and not (data_dir / "cluster.json").exists():
         raise ConfigError(
             f"{data_dir} holds {strange[0]!r} but no cluster.json: it is no pfvol data directory, or a part of it was "
             "deleted; restore cluster.json or choose another directory with --data-dir"
@@ -372,7 +378,7 @@ def _lock(data_dir: Path) -> Iterator[None]:
         _poll(
             lambda: _try_lock(descriptor),
             LOCK_TIMEOUT_SECONDS,
-            lambda: ConflictError(f"another pfvol command is working on {data_dir}: try again when it has ended"),
+            ConflictError(f"another pfvol command is working on {data_dir}: try again when it has ended"),
         )
         yield
     finally:
@@ -415,12 +421,12 @@ def _start(document: Document, nodes: Sequence[Document]) -> Document:
 def _check_ports(nodes: Sequence[Document]) -> None:
     for node in nodes:
         for port in _ports(node):
-            if not _port_free(port):
-                raise ConflictError(
-                    f"port {port} of node {node['name']} is in use by another program: stop it (ss -ltnp shows it)",
-                    node=node["name"],
-                    port=port,
-                )
+            taken = ConflictError(
+                f"port {port} of node {node['name']} is in use by another program: stop it (ss -ltnp shows it)",
+                node=node["name"],
+                port=port,
+            )
+            _poll(partial(_port_free, port), PORT_TIMEOUT_SECONDS, taken)
 
 
 def _spawn(document: Document, node: Document) -> None:
@@ -532,8 +538,8 @@ def _provision(document: Document, nodes: Sequence[Document]) -> None:
         new = [node for node in nodes if node["sds"] not in there]
         capacity_bytes = document["devices"] * document["device_size_bytes"]
         for node in new:
-            fault_set = node["fault_set"]
-            client.post("/sds/add", pd_id=pd, name=node["sds"], capacity_bytes=capacity_bytes, fault_set_id=fault_set)
+            body = {"name": node["sds"], "node": node["name"], "fault_set_id": node["fault_set"]}
+            client.post("/sds/add", pd_id=pd, capacity_bytes=capacity_bytes, **body)
         net_bytes = sum(sds["total_capacity_bytes"] for sds in client.get("/sds/list", pd_id=pd)) // COPIES
         pools = [pool for pool in client.get("/pool/list", pd_id=pd) if pool["name"] == POOL]
         if not pools:
@@ -547,18 +553,22 @@ def _names(client: Client, route: str) -> set[str]:
 
 
 def _await_sds(document: Document, nodes: Sequence[Document]) -> None:
-    wanted = {node["sds"] for node in nodes}
     mdm = _node(document, MDM_NODE)
+    waiting = {node["sds"]: node for node in nodes}
 
     def serving() -> bool:
         _check_running(document, [mdm, *nodes])
-        try:
-            return wanted <= {sds["name"] for sds in client.get("/sds/list") if sds["state"] == "UP"}
-        except UnreachableError:
-            return False
+        with suppress(UnreachableError):
+            for sds in client.get("/sds/list"):
+                if sds["name"] in waiting and sds["state"] == "UP":
+                    del waiting[sds["name"]]
+                elif sds["name"] in waiting and sds["failed_devices"]:
+                    # It would wait for ever: without what the device held it must not serve.
+                    raise DeviceError(f"{sds['name']} does not serve: {sds['failed_devices'][0]['message']}")
+        return not waiting
 
     with _client(document) as client:
-        _poll(serving, START_TIMEOUT_SECONDS, lambda: _not_started(*nodes))
+        _poll(serving, START_TIMEOUT_SECONDS, lambda: _not_started(*waiting.values()))
 
 
 def _check_running(document: Document, nodes: Sequence[Document]) -> None:
@@ -574,8 +584,8 @@ def _not_started(*nodes: Document) -> Error:
 
 def _last_words(node: Document) -> str:
     path = Path(node["data_dir"]) / "log"
-    tail = childprocess.log_tail(path)
-    return f"the end of {path}:\n{tail}" if tail else f"{path} is empty"
+    tail = childprocess.log_tail(path, 1)
+    return f"the last line of {path}: {tail}" if tail else f"{path} is empty"
 
 
 def _node(document: Document, name: str) -> Document:
@@ -594,9 +604,10 @@ def _node_state(document: Document, node: Document, answers: dict[str, str] | No
     return "DOWN" if answers is None else answers.get(node["sds"], "UP" if document["bare"] else "DOWN")
 
 
-def _poll(condition: Callable[[], bool], timeout_seconds: float, error: Callable[[], Error]) -> None:
+def _poll(condition: Callable[[], bool], timeout_seconds: float, error: Error | Callable[[], Error]) -> None:
+    """Until the condition holds. The error may be a function, for what is only known at the end."""
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise error()
+            raise error if isinstance(error, Error) else error()
         time.sleep(POLL_SECONDS)

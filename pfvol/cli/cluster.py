@@ -25,6 +25,7 @@ NODES = (
 )
 # What `cluster up` says it prints; the rest of cluster.json is between its writer and itself.
 DOCUMENT = ("data_dir", "mdm", "control_address", "api", "token", "state", "nodes")
+SHAPE = ("sds", "fault_sets", "devices", "device_size", "bare")
 NODE = ("name", "pid", "capabilities", "control_address", "data_address", "data_dir", "sds", "state")
 
 DataDirOption = Annotated[
@@ -40,6 +41,11 @@ def _print(cli: Settings, cluster: Mapping[str, Any], note: str) -> None:
         cli.out.document({key: cluster[key] for key in DOCUMENT if key in cluster} | {"nodes": nodes})
     else:
         cli.out.table(nodes, NODES)
+
+
+def _given(ctx: typer.Context, parameter: str) -> bool:
+    source = ctx.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _change(ctx: typer.Context, data_dir: Path | None, change: Callable[[Path], Mapping[str, Any]], note: str) -> None:
@@ -69,11 +75,14 @@ def up(
 
     cli = settings(ctx)
     where = data_dir or cli.data_dir
+    existing = (where / "cluster.json").exists()
     device_size_bytes = DEVICE_SIZE_BYTES_DEFAULT if device_size is None else size_bytes(device_size)
     localcluster.up(
         where, sds=sds, fault_sets=fault_sets, devices=devices, device_size_bytes=device_size_bytes, bare=bare
     )
     _print(cli, localcluster.status(where), f"cluster up in {where}")
+    if existing and any(_given(ctx, name) for name in SHAPE):
+        cli.out.note("it was there already and keeps its shape; `pfvol cluster add-node` adds an SDS")
 
 
 @app.command("status")

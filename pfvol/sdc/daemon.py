@@ -88,6 +88,8 @@ async def _serve_mount(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_answer_names, session)
             await _await_answer(spec.mountpoint)
+            if refused := await trio.to_thread.run_sync(mount.widen_cache, spec.mountpoint):
+                _log.debug("buffered IO is slower than it could be", settings=refused)
             _log.info("mounted", mountpoint=spec.mountpoint, sdc=spec.sdc)
             task_status.started({"mountpoint": spec.mountpoint})
             await _until_over(spec.mountpoint, session, stopping)

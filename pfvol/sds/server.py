@@ -109,10 +109,13 @@ class Server:
         self._peers.update(parse_peers(reply["peers"]))
         for volume_id in reply["purge"]:
             self._purge(int(volume_id))
-        # Changes that were made while we were not connected were not pushed.
+        # Changes that were made while we were not connected were not pushed. And what may be used at any moment has to
+        # be known here before the MDM goes away. (Before we serve, there is nothing to tell the engine yet: an SDS
+        # registers once more when it does.)
         self._volumes.doubt()
-        for volume_id in self._volumes:
-            self._spawn(self._relearn, volume_id)
+        if self._nursery is not None:
+            for volume_id in {*self._volumes, *map(int, reply["volumes"])}:
+                self._spawn(self._relearn, volume_id)
 
     def set_peers(self, peers: Any) -> None:
         self._peers.update(parse_peers(peers))
@@ -121,11 +124,13 @@ class Server:
         self._target.set_reserved(slots)
 
     async def changed(self, volume_id: int, info: Any) -> None:
-        """Returns when the engine has been told, the maps of an extended volume included."""
-        if volume_id in self._volumes:
-            told = parse_info(info)
-            self._volumes.put(volume_id, told)
-            await self._learn(volume_id, told)
+        """Returns when the engine has been told, the maps included: a mapped volume's first IO needs no MDM."""
+        told = parse_info(info)
+        if not told.mappings and volume_id not in self._volumes:
+            return
+        self._volumes.put(volume_id, told)
+        if await self._learn(volume_id, told):
+            await self._prefetch(volume_id, told.segments)
 
     async def deleted(self, volume_id: int) -> None:
         self._purge(volume_id)
@@ -287,16 +292,19 @@ class Server:
             self._log.error("volume cannot be looked up", volume=volume_id, reason=error.message)
             return False
         else:
-            await self._learn(volume_id, info)
+            if await self._learn(volume_id, info):
+                self._spawn(self._prefetch, volume_id, info.segments)
         return True
 
-    async def _learn(self, volume_id: int, info: VolumeInfo) -> None:
-        """Makes the engine know ``info``: who may no longer come, the maps, the size; in this order."""
+    async def _learn(self, volume_id: int, info: VolumeInfo) -> bool:
+        """Makes the engine know ``info``: who may no longer come, the maps, the size; in this order.
+
+        True when the volume is new to the engine: its maps are still to be fetched.
+        """
         before = self._told.get(volume_id)
         if before is None:
             self._set_volume(volume_id, info)
-            self._spawn(self._prefetch, volume_id, info.segments)
-            return
+            return True
         kept = set(info.mappings.items())
         for sdc_id in {owner[0] for mapping, owner in before.mappings.items() if (mapping, owner) not in kept}:
             self._target.revoke(volume_id, sdc_id)
@@ -308,6 +316,7 @@ class Server:
         newest = self._volumes.get(volume_id)
         if newest is not None:
             self._set_volume(volume_id, newest)
+        return False
 
     def _purge(self, volume_id: int) -> None:
         self._volumes.forget(volume_id)

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,10 @@ from pfvol import childprocess, localcluster
 from tests.support.cli import environment, run_cli
 from tests.support.cluster import is_mounted
 from tests.support.waiting import poll_until
+
+MIB = 1024**2
+CHUNK_BYTES = 4 * MIB
+STALL_SECONDS_MAX = 3.0  # waiting for the MDM would take as long as that is away; a loaded machine is slow too
 
 MakeVolume = Callable[..., str]
 Mounted = Callable[..., Any]
@@ -105,7 +111,8 @@ def test_sigterm_writes_what_is_dirty_and_unmounts(mounted: Mounted, cluster: An
         with contextlib.suppress(OSError):  # close(2) flushes, and nobody answers any more
             file.close()
     again = cluster.mount(sdc=mount.sdc)
-    assert again.volume(name).open("rb").read(5000) == b"dirty" * 1000
+    with again.volume(name).open("rb") as file:
+        assert file.read(5000) == b"dirty" * 1000
 
 
 def test_foreground_ends_cleanly_at_sigint(cluster: Any, tmp_path: Path) -> None:
@@ -166,21 +173,82 @@ def test_a_cluster_that_was_started_by_hand_outlives_its_mounts(fresh_cluster: C
 
 
 def test_io_goes_on_while_the_mdm_is_away(fresh_cluster: Callable[..., Any]) -> None:
+    """No request stalls from before the MDM is killed until after it is back: it is on no IO's way."""
     cluster = fresh_cluster(sds=2)
     mount = cluster.mount()
     cluster.volume("v", "64MiB", sdc=mount.sdc)
     path = mount.volume("v")
     poll_until(path.exists, what="the volume")
+    writer = _Writer(path, 64 * MIB)
+    writer.run_rounds(1)
     cluster.kill("mdm1")
-    data = os.urandom(1 << 20)
-    with path.open("r+b", buffering=0) as file:
-        for offset in range(0, 64 << 20, 4 << 20):  # every chunk for the first time
-            os.pwrite(file.fileno(), data, offset)
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        assert os.pread(file.fileno(), 1 << 20, 60 << 20) == data
-        assert path.stat().st_size == 64 << 20
-        cluster.up()
-        cluster.volume("w", "16MiB", sdc=mount.sdc)
-        poll_until(mount.volume("w").exists, what="a volume mapped after the MDM came back")
-        assert os.pread(file.fileno(), 1 << 20, 0) == data
+    writer.run_rounds(2)
+    assert path.stat().st_size == 64 * MIB
+    starting = threading.Thread(target=cluster.up)
+    starting.start()
+    writer.run_until(lambda: not starting.is_alive())
+    cluster.volume("w", "16MiB", sdc=mount.sdc)
+    poll_until(mount.volume("w").exists, what="a volume mapped after the MDM came back")
+    writer.run_rounds(2)
+    writer.check()
+    assert writer.longest_seconds < STALL_SECONDS_MAX, writer.longest_seconds
+
+
+class _Writer:
+    """Writes a piece of every chunk in turn, syncs each round, and reads all of the round before back."""
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self._path = path
+        self._offsets = range(123, size_bytes, CHUNK_BYTES)
+        self._data = bytes(5000)
+        self.rounds = 0
+        self.longest_seconds = 0.0
+
+    def run_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        with self._path.open("r+b", buffering=0) as file:
+            while not condition():
+                assert time.monotonic() < deadline
+                if self.rounds:
+                    self._check(file.fileno())
+                self._data = os.urandom(5000)
+                for offset in self._offsets:
+                    self._timed(os.pwrite, file.fileno(), self._data, offset)
+                self._timed(os.fsync, file.fileno())
+                self.rounds += 1
+
+    def run_rounds(self, count: int) -> None:
+        until = self.rounds + count
+        self.run_until(lambda: self.rounds >= until)
+
+    def check(self) -> None:
+        with self._path.open("rb", buffering=0) as file:
+            self._check(file.fileno())
+
+    def _check(self, descriptor: int) -> None:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        for offset in self._offsets:
+            assert self._timed(os.pread, descriptor, 5000, offset) == self._data
+
+    def _timed(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        started = time.monotonic()
+        result = call(*arguments)
+        self.longest_seconds = max(self.longest_seconds, time.monotonic() - started)
+        return result
+
+
+def test_the_first_io_of_a_volume_needs_no_mdm(fresh_cluster: Callable[..., Any]) -> None:
+    """Of one mapped while the servers ran, and of one that was there when they started."""
+    cluster = fresh_cluster(sds=2)
+    mount = cluster.mount()
+    for name in ("old", "new"):
+        cluster.volume(name, "64MiB", sdc=mount.sdc)
+        if name == "old":
+            cluster.cli("cluster", "restart", "--node", "sds1")
+    paths = [mount.volume(name) for name in ("old", "new")]
+    poll_until(lambda: all(path.exists() for path in paths), what="the volumes")
+    cluster.kill("mdm1")
+    for path in paths:
+        writer = _Writer(path, 64 * MIB)
+        writer.run_rounds(2)
+        assert writer.longest_seconds < STALL_SECONDS_MAX, (path.name, writer.longest_seconds)

@@ -140,6 +140,14 @@ def write_and_sync(fd: int, data: Any, offset: int) -> None:
     os.fsync(fd)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may set up a mount's page cache")
+def test_the_page_cache_reads_ahead_and_writes_behind_as_for_a_disk(volume: Path) -> None:
+    device = volume.stat().st_dev
+    settings = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}")
+    values = {name: (settings / name).read_text().strip() for name in ("read_ahead_kb", "max_ratio", "strict_limit")}
+    assert values == {"read_ahead_kb": "4096", "max_ratio": "100", "strict_limit": "0"}
+
+
 def test_nothing_can_be_made_or_removed_in_the_directory(volume: Path) -> None:
     directory = volume.parent
     attempts: list[Callable[[], Any]] = [

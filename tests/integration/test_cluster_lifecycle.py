@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 
 from pfvol import childprocess, localcluster
-from pfvol.errors import Error, NotFoundError
+from pfvol.errors import DeviceError, Error, NotFoundError
 from tests.support.cli import environment
 from tests.support.cluster import DEVICE_SIZE_BYTES, DEVICES, TestCluster
+from tests.support.processes import running
 from tests.support.waiting import poll_until
 
 MIB = 1024**2
@@ -58,6 +60,7 @@ def test_everything_is_up_and_in_the_pool(cluster: TestCluster) -> None:
     assert set(states(cluster).values()) == {"UP"}
     assert cluster.document["state"] == "UP"
     assert [sds["state"] for sds in cluster.cli("sds", "list")] == ["UP"] * 3
+    assert all(sds["node"] == sds["name"] for sds in cluster.cli("sds", "list"))
     (pool,) = cluster.cli("pool", "list")
     assert (pool["name"], pool["policy"]) == ("default", "two_copies")
     assert pool["total_capacity_bytes"] == 3 * DEVICES * DEVICE_SIZE_BYTES // 2
@@ -67,6 +70,10 @@ def test_up_again_changes_nothing(cluster: TestCluster) -> None:
     """Goal: up is idempotent, and the shape of a cluster that exists is not changed by asking for another."""
     before = pids(cluster)
     cluster.up(sds=5)
+    again = cluster.run("cluster", "up", "--sds", "5")
+    assert again.code == 0
+    assert "keeps its shape" in again.stderr
+    assert "shape" not in cluster.run("cluster", "up").stderr
     assert pids(cluster) == before
 
 
@@ -77,10 +84,14 @@ def test_down_and_up_bring_everything_back(fresh_cluster: Factory) -> None:
     cluster.volume("kept", "8MiB")
     before = cluster.document
     ids = identities(cluster)
+    processes = [
+        (node["pid"], node["start_ticks"], str(Path(node["data_dir"]) / "node.toml")) for node in before["nodes"]
+    ]
+    assert all(childprocess.find(*process) for process in processes)
     cluster.cli("cluster", "down")
     assert set(states(cluster).values()) == {"STOPPED"}
-    for node in before["nodes"]:
-        assert not Path(f"/proc/{node['pid']}").exists()
+    # Not whether /proc has the pid still: an init that does not reap keeps it there, and another process may have it.
+    assert not any(childprocess.find(*process) for process in processes)
     cluster.cli("cluster", "up")
     after = cluster.document
     for key in ("mdm", "api", "token"):
@@ -157,14 +168,31 @@ def test_node_that_cannot_start_is_explained(fresh_cluster: Factory) -> None:
     assert set(states(cluster).values()) == {"UP"}
 
 
+def test_a_device_that_is_gone_is_named_at_once(fresh_cluster: Factory) -> None:
+    """Goal: what can never come up is not waited for; with the device back, up goes on."""
+    cluster = fresh_cluster(**SMALL)
+    cluster.cli("cluster", "down")
+    device, elsewhere = cluster.data_dir / "sds2" / "devices" / "dev0", cluster.data_dir / "sds2" / "elsewhere"
+    device.rename(elsewhere)
+    started = time.monotonic()
+    with pytest.raises(DeviceError, match=f"sds2 does not serve.*{device}"):
+        cluster.up()
+    assert time.monotonic() - started < localcluster.START_TIMEOUT_SECONDS / 2
+    assert set(states(cluster).values()) == {"STOPPED"}
+    elsewhere.rename(device)
+    cluster.up()
+    assert set(states(cluster).values()) == {"UP"}
+
+
 def test_two_at_once_make_one_cluster(fresh_cluster: Factory) -> None:
     """Goal: commands of one data directory take turns."""
     cluster = fresh_cluster(start=False)
     argv = [sys.executable, "-m", "pfvol.cli", "--data-dir", str(cluster.data_dir), "--json", "cluster", "up"]
     argv += ["--sds", "2", "--devices", "1", "--device-size", "64MiB"]
-    running = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment()) for _ in range(2)]
-    documents = [json.loads(process.communicate(timeout=100)[0]) for process in running]
-    assert [process.returncode for process in running] == [0, 0]
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "env": environment()}
+    with running(argv, **options) as one, running(argv, **options) as other:
+        documents = [json.loads(process.communicate(timeout=100)[0]) for process in (one, other)]
+        assert [one.returncode, other.returncode] == [0, 0]
     first, second = ([node["pid"] for node in document["nodes"]] for document in documents)
     assert first == second
 

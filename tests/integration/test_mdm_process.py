@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import random
@@ -113,19 +115,16 @@ async def test_what_was_answered_survives_kills_and_nodes_come_back(process: Pro
         params = {"node": "s1", "data_address": ["127.0.0.1", 5], "incarnation": 1, "devices": []}
         registered.append((await session.call("sds.register", params))["sds_id"])
 
-    async def make_domains() -> None:
-        """One after the other, as fast as it goes; through restarts."""
-        number = 0
-        while True:
-            number += 1
-            try:
-                async with process.client() as client:
-                    while True:
-                        await client.post("/pd/create", name=f"pd{number}")
-                        answered.append(f"pd{number}")
-                        number += 1
-            except Error:
-                await trio.sleep(0.02)
+    numbers = itertools.count(1)
+
+    async def make_domains() -> bool:
+        """One after the other, as fast as it goes, until the MDM is away."""
+        with contextlib.suppress(Error):
+            async with process.client() as client:
+                for number in numbers:
+                    await client.post("/pd/create", name=f"pd{number}")
+                    answered.append(f"pd{number}")
+        return False
 
     async with process.client() as client:
         await client.post("/pd/create", name="pd")
@@ -135,18 +134,18 @@ async def test_what_was_answered_survives_kills_and_nodes_come_back(process: Pro
     sds = Reconnecting(host, port, secret=secret, role="sds", name="s1", handler=silent, on_connected=introduce)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sds.run)
-        nursery.start_soon(make_domains)
+        nursery.start_soon(poll_until_async, make_domains, 100)
         for kill in range(KILLS):
             count, wanted = len(answered), rng.randrange(1, 30)
 
-            async def more(goal: int = count + wanted, sessions: int = kill) -> bool:
+            def more(goal: int = count + wanted, sessions: int = kill) -> bool:
                 return len(answered) >= goal and len(registered) > sessions
 
             await poll_until_async(more)
             await trio.to_thread.run_sync(process.stop, signal.SIGKILL)
             await trio.to_thread.run_sync(process.start)
             assert process.infos == first
-        await poll_until_async(lambda: _is(len(registered) > KILLS))
+        await poll_until_async(lambda: len(registered) > KILLS)
         nursery.cancel_scope.cancel()
     assert set(registered) == {1}
     async with process.client() as client:
@@ -154,10 +153,6 @@ async def test_what_was_answered_survives_kills_and_nodes_come_back(process: Pro
     lost = [name for name in answered if name not in names]
     assert not lost
     assert len(answered) >= KILLS
-
-
-async def _is(value: bool) -> bool:
-    return value
 
 
 async def test_a_frozen_node_is_down_after_its_silence_and_not_before(process: Process, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ class Mdm:
             "reserved_slots": 0,
             "peers": [],
             "purge": self.purge,
+            "volumes": [],
         }
 
     @asynccontextmanager
@@ -135,11 +137,7 @@ def place(tmp_path: Path) -> Environment:
     return Environment(tmp_path, port)
 
 
-async def until(condition: Any) -> None:
-    async def met() -> Any:
-        return condition()
-
-    await poll_until_async(met, timeout_seconds=10)
+until = partial(poll_until_async, timeout_seconds=10)
 
 
 async def client(port: int, incarnation: int = 1) -> DataClient:

@@ -158,7 +158,7 @@ async def running_sds(directory: Path, sds_id: int, mdm: PlayedMdm) -> AsyncIter
     await trio.to_thread.run_sync(target.start)
     try:
         server = Server(target, sock, identity, mdm.call)
-        server.registered({"capability_key": KEY, "reserved_slots": 0, "peers": [], "purge": []})
+        server.registered({"capability_key": KEY, "reserved_slots": 0, "peers": [], "purge": [], "volumes": []})
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
             yield RunningSds(sds_id, sock.getsockname()[1], server, target, devices)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import trio
 
@@ -27,12 +28,13 @@ def poll_until(condition: Callable[[], T], timeout_seconds: float = TIMEOUT_SECO
 
 
 async def poll_until_async(
-    condition: Callable[[], Awaitable[T]], timeout_seconds: float = TIMEOUT_SECONDS, what: str = ""
+    condition: Callable[[], Awaitable[T] | T], timeout_seconds: float = TIMEOUT_SECONDS, what: str = ""
 ) -> T:
-    """``poll_until`` on trio, for a condition that is asked asynchronously."""
+    """``poll_until`` on trio; the condition may be asynchronous."""
     deadline = trio.current_time() + timeout_seconds
     while True:
-        value = await condition()
+        asked = condition()
+        value = await asked if inspect.isawaitable(asked) else cast(T, asked)
         if value:
             return value
         if trio.current_time() > deadline:

@@ -135,6 +135,7 @@ def main() -> None:
 
     token: Any = None
     pyfuse3.init(Names(rig), f"/dev/fd/{theirs.fileno()}", {"fsname=pfvol-test"})
+    theirs.detach()  # pyfuse3's from here on
     trio.run(run)
     done.set()
     rig.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -17,6 +18,8 @@ DATAPATH_MAY_IMPORT = (*DATAPATH_MAY_CIMPORT, *sys.stdlib_module_names)
 LINES_PER_FILE_MAX = 700
 
 IMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import\b|c?import\s+([\w.]+(?:\s*,\s*[\w.]+)*))", re.MULTILINE)
+# Not what a program does for ever, until a test ends it.
+SLEEP = re.compile(r"\b(?:time|trio)\.sleep\((?!600\))|\bimport sleep\b|\bselect\(\[\], \[\], \[\]")
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -72,6 +75,31 @@ def test_no_asyncio() -> None:
     """Goal: one event loop library. asyncio beside trio is a second scheduler that nobody owns."""
     pattern = re.compile(r"^\s*(?:from|import)\s+asyncio\b", re.MULTILINE)
     assert [str(path) for path in sources("*.py") if pattern.search(path.read_text())] == []
+
+
+def test_no_test_sleeps() -> None:
+    """Goal: a test waits for what it wants to see, with a deadline (support/waiting.py), or on trio's mock clock."""
+    found = sources("tests/*.py")
+    assert found, "no test was found"
+    waiting = ROOT / "tests" / "support" / "waiting.py"
+    assert [line for path in found if path != waiting for line in sleeps(path)] == []
+
+
+def sleeps(path: Path) -> list[str]:
+    """Where a file sleeps, also in programs that it holds as text; functions on the mock clock may."""
+    code = path.read_text()
+    on_the_mock_clock = {
+        line
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and "autojump_clock" in {argument.arg for argument in node.args.args}
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    return [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for number, line in enumerate(code.splitlines(), 1)
+        if SLEEP.search(line) and number not in on_the_mock_clock
+    ]
 
 
 def test_files_stay_readable() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,15 @@ from tests.support.waiting import poll_until
 
 SLEEPER = "import time\nprint('up', flush=True)\ntime.sleep(600)"
 STUBBORN = "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('up', flush=True)\ntime.sleep(600)"
+
+# Its first thread ends, as the kernel ends the threads of a process that was killed one after the other.
+HEADLESS = """
+import ctypes, platform, socket, threading, time
+listener = socket.create_server(("127.0.0.1", 0))
+threading.Thread(target=time.sleep, args=(600,)).start()
+print("port", listener.getsockname()[1], "up", flush=True)
+ctypes.CDLL(None).syscall({"x86_64": 60}.get(platform.machine(), 93), 0)
+"""
 
 
 def start(tmp_path: Path, program: str, word: str) -> childprocess.Identity:
@@ -29,6 +39,17 @@ def test_stop_ends_it_and_reaps_it(tmp_path: Path) -> None:
     assert childprocess.stop([identity], 10.0) == []
     assert childprocess.find(identity.pid, identity.start_ticks, "obedient") is None
     assert not Path(f"/proc/{identity.pid}").exists()
+
+
+def test_a_process_lives_until_its_last_thread_has_ended(tmp_path: Path) -> None:
+    """Goal: what still holds ports and locks is not taken for dead, and is waited for."""
+    identity = start(tmp_path, HEADLESS, "headless")
+    poll_until(lambda: " Z " in Path(f"/proc/{identity.pid}/stat").read_text(), what="the first thread has ended")
+    port = int((tmp_path / "log").read_text().split()[1])
+    assert not childprocess.wait_gone(identity, time.monotonic())
+    childprocess.kill([identity])
+    assert childprocess.wait_gone(identity, time.monotonic())
+    socket.create_server(("127.0.0.1", port)).close()
 
 
 def test_stop_kills_what_does_not_obey(tmp_path: Path) -> None:

@@ -65,6 +65,18 @@ def test_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
     assert snapshot(tmp_path) == before
 
 
+def test_an_up_that_was_killed_at_once_is_no_obstacle(tmp_path: Path) -> None:
+    """Goal: what is there before cluster.json is, is not taken for another program's, nor is one being made."""
+    for name in ("lock", "secret.new", "cluster.json.new"):
+        (tmp_path / name).write_text("")
+    localcluster._make_data_dir(tmp_path)
+    (tmp_path / "mdm1").mkdir()
+    with pytest.raises(ConfigError, match="mdm1"):
+        localcluster._make_data_dir(tmp_path)
+    (tmp_path / "cluster.json").write_text("{}")
+    localcluster._make_data_dir(tmp_path)
+
+
 def test_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--data-dir"):

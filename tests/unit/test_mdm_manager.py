@@ -22,6 +22,7 @@ from mdm.store.sqlite import SqliteStore
 from pfvol.constants import SEGMENT_CHUNKS, SEGMENT_ENTRY_BYTES
 from pfvol.errors import ConfigError, ConflictError, DeviceError, InvalidError, NotFoundError, UnreachableError
 from tests.support.mdm_world import GIB, registration
+from tests.support.processes import running
 
 KILLS = 12
 
@@ -263,15 +264,11 @@ def _last(made: set[int]) -> set[int]:
 
 
 def _run_and_kill(path: Path, kill: int) -> list[tuple[str, int]]:
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(path), f"r{kill}"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert child.stdout is not None
+    argv = [sys.executable, "-c", CHILD, str(path), f"r{kill}"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     answers = []
-    with child.stdout:
+    with running(argv, stdout=subprocess.PIPE, text=True, env=environment) as child:
+        assert child.stdout is not None
         for _ in range(1 + kill * 2):
             line = child.stdout.readline()
             assert line, "the child ended by itself"
@@ -279,6 +276,5 @@ def _run_and_kill(path: Path, kill: int) -> list[tuple[str, int]]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child.pid, signal.SIGKILL)
         answers += child.stdout.readlines()
-    child.wait()
     found = (line.split() for line in answers if line.endswith("\n"))
     return [(word, int(number)) for word, number in found]

@@ -18,6 +18,7 @@ from pfvol import log, node
 from pfvol.config import Config, NodeConfig
 from pfvol.errors import ConfigError, ConflictError, VersionError
 from pfvol.rpc import auth
+from tests.support.processes import running
 
 
 def config_in(data_dir: Path, *capabilities: str) -> Config:
@@ -168,9 +169,7 @@ def test_readiness_goes_to_the_pipe_and_to_the_service_manager(tmp_path: Path) -
     with (
         listener,
         open(tmp_path / "log", "w") as output,
-        subprocess.Popen(
-            [*argv, "--ready-fd", str(writer)], pass_fds=[writer], env=environment, stderr=output
-        ) as process,
+        running([*argv, "--ready-fd", str(writer)], pass_fds=[writer], env=environment, stderr=output) as process,
     ):
         os.close(writer)
         with os.fdopen(reader) as pipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from pfvol.rpc.client import Reconnecting, connect
 from pfvol.rpc.server import Server
 from pfvol.rpc.session import IN_FLIGHT_MAX, Session
 from pfvol.rpc.transport import listen
+from tests.support.waiting import poll_until_async
 
 SECRET = b"s" * 32
 CLUSTER = b"c" * 16
@@ -103,10 +105,7 @@ async def session_to(address: Address, handler: Any = no_handler, **options: Any
         nursery.cancel_scope.cancel()
 
 
-async def until(condition: Any) -> None:
-    with trio.fail_after(10):
-        while not condition():
-            await trio.sleep(0.005)
+until = partial(poll_until_async, timeout_seconds=10)
 
 
 async def test_calls_and_errors_come_back() -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import signal
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -18,6 +16,8 @@ import pytest
 from sdcengine_fakes import BLOCK, CHUNK, INODE, MIB, VOLUME, Close, Rig, Silent, checks, only, rig, segment
 
 from datapath import wire
+from tests.support.processes import running
+from tests.support.waiting import poll_until
 
 
 def once(r: Rig, opcode: int, answer: Any, *sds: int, times: int = 1) -> None:
@@ -360,30 +360,32 @@ def test_read_that_a_frozen_copy_does_not_answer_comes_from_the_other() -> None:
 
 
 FROZEN = """
-import os, signal, sys, time
+import os, signal, sys, threading
 from sdcengine_fakes import rig
 from datapath import wire
 with rig(deadline=2.5) as r:
     r.write(0, b"1")
+    thawed = threading.Event()
     def late(header, body):
         if header["opcode"] == wire.OP_WRITE:
-            time.sleep(0.2)
+            thawed.wait(20)
     r.sds[1].rule = late
     token = r.start("write", 0, data=b"2")
     r.until(lambda: r.sds[1].count(wire.OP_WRITE) == 2)
     os.kill(os.getpid(), signal.SIGSTOP)
+    thawed.set()
     sys.exit(r.finish(token)[0])
 """
 
 
 def test_time_in_which_the_process_was_frozen_counts_for_no_deadline() -> None:
-    child = subprocess.Popen([sys.executable, "-c", FROZEN], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
-    os.waitpid(child.pid, os.WUNTRACED)
-    frozen_at = time.monotonic()
-    while time.monotonic() < frozen_at + 3.0:
-        select.select([], [], [], 0.1)
-    child.send_signal(signal.SIGCONT)
-    assert child.wait(20) == 0
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with running([sys.executable, "-c", FROZEN], env=environment) as child:
+        os.waitpid(child.pid, os.WUNTRACED)
+        frozen_at = time.monotonic()
+        poll_until(lambda: time.monotonic() > frozen_at + 3.0)
+        child.send_signal(signal.SIGCONT)
+        assert child.wait(20) == 0
 
 
 # -- hostile answers

@@ -22,6 +22,8 @@ import pytest
 from sdcengine_fakes import BLOCK, CHUNK, MIB, VOLUME
 
 from datapath import wire
+from tests.support.processes import running
+from tests.support.waiting import poll_until
 
 HERE = Path(__file__).parent
 SIZE = 64 * MIB
@@ -316,13 +318,11 @@ def test_killed_process_does_not_disturb_the_mount(mount: Mount) -> None:
     """Its requests are interrupted: INTERRUPT names a request that the engine answers all the same."""
     mount.tell("limit", 1)
     code = f"import os\nfd=os.open({mount.vol!r},os.O_RDWR)\nfor n in range(50): os.pread(fd,4096,n*1048576)\n"
-    victim = subprocess.Popen([sys.executable, "-c", code])
-    limit = time.monotonic() + 10
-    while mount.tell("stats")["in_flight"] == 0 and time.monotonic() < limit:
-        pass
-    victim.terminate()
-    mount.tell("limit", 0)
-    assert victim.wait(10) != 0
+    with running([sys.executable, "-c", code]) as victim:
+        poll_until(lambda: mount.tell("stats")["in_flight"], what="a request under way")
+        victim.terminate()
+        mount.tell("limit", 0)
+        assert victim.wait(10) != 0
     with opened(mount.vol, os.O_RDWR | os.O_DIRECT) as fd, aligned(b"k" * BLOCK) as buffer:
         assert os.pwritev(fd, [buffer], 0) == BLOCK
 

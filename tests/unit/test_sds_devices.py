@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -202,3 +204,10 @@ def test_a_state_file_of_another_version_is_named(tmp_path: Path) -> None:
 def test_a_list_of_devices_that_is_none_is_refused(tmp_path: Path, body: object) -> None:
     with pytest.raises(ProtocolError):
         parse_specs(tmp_path, body)
+
+
+def test_a_first_start_that_is_killed_at_any_step_is_made_good_by_the_next(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.support.killed_start", str(tmp_path / "node")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert int(done.stdout.split()[-1]) > 40, "the kills were not where the devices are made"

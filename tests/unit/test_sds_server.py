@@ -116,7 +116,7 @@ class Running:
         await self.settle()
 
 
-REPLY = {"capability_key": KEY, "reserved_slots": 5, "peers": [], "purge": []}
+REPLY = {"capability_key": KEY, "reserved_slots": 5, "peers": [], "purge": [], "volumes": []}
 
 
 @asynccontextmanager
@@ -341,11 +341,33 @@ async def test_an_extend_brings_the_new_chunks_before_the_new_size() -> None:
         ]
 
 
-async def test_a_change_of_a_volume_that_nobody_uses_here_is_not_kept() -> None:
+async def test_a_change_of_a_volume_that_is_mapped_to_nobody_is_not_kept() -> None:
     async with serving() as sds:
-        sds.mdm.add()
+        sds.mdm.add(mappings=())
         await sds.server.changed(VOLUME, sds.mdm.volumes[VOLUME])
         assert sds.engine.named("set_volume") == []
+
+
+async def test_a_volume_is_known_when_its_mapping_is_confirmed_and_needs_no_mdm() -> None:
+    async with serving() as sds:
+        sds.mdm.add(size_bytes=2 * SEGMENT)
+        await sds.server.changed(VOLUME, sds.mdm.volumes[VOLUME])
+        assert [command[0] for command in sds.engine.commands[-3:]] == ["set_volume", "set_segment", "set_segment"]
+        sds.mdm.away = True
+        await sds.show(token())
+        assert sds.engine.named("grant")
+        assert sds.mdm.asked["map.volume"] == 0
+
+
+async def test_mapped_volumes_are_learnt_at_registration_before_anybody_asks() -> None:
+    async with serving() as sds:
+        sds.mdm.add()
+        sds.server.registered({**REPLY, "volumes": [VOLUME]})
+        await sds.settle()
+        sds.mdm.away = True
+        assert [len(sds.engine.named(command)) for command in ("set_volume", "set_segment")] == [1, 1]
+        await sds.show(token())
+        assert sds.engine.named("grant")
 
 
 async def test_a_deleted_volume_is_purged_told_once_and_its_capability_refused() -> None:

@@ -23,8 +23,14 @@ from typing import Any
 FILE_INODE = 257
 FILE_BYTES = 1 << 30
 FILE_NAME = b"zeros"
-ROWS = [("randread", "4k", 1), ("randread", "4k", 32), ("randwrite", "4k", 1), ("randwrite", "4k", 32),
-        ("read", "1m", 4), ("write", "1m", 4)]
+ROWS = [
+    ("randread", "4k", 1),
+    ("randread", "4k", 32),
+    ("randwrite", "4k", 1),
+    ("randwrite", "4k", 32),
+    ("read", "1m", 4),
+    ("write", "1m", 4),
+]
 MNT_DETACH = 2
 
 
@@ -77,14 +83,30 @@ def serve(path: str) -> None:
 
 
 def fio(path: str, kind: str, block: str, depth: int, seconds: float) -> dict[str, Any]:
-    command = ["fio", "--name=layer", f"--filename={path}", "--ioengine=libaio", "--direct=1", f"--rw={kind}",
-               f"--bs={block}", f"--iodepth={depth}", f"--runtime={seconds}", "--time_based", "--output-format=json"]
+    command = [
+        "fio",
+        "--name=layer",
+        f"--filename={path}",
+        "--ioengine=libaio",
+        "--direct=1",
+        f"--rw={kind}",
+        f"--bs={block}",
+        f"--iodepth={depth}",
+        f"--runtime={seconds}",
+        "--time_based",
+        "--output-format=json",
+    ]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    job = json.loads(output[output.index("{"):])["jobs"][0]
+    job = json.loads(output[output.index("{") :])["jobs"][0]
     side = job["read" if "read" in kind else "write"]
-    return {"kind": kind, "block": block, "depth": depth, "iops": round(side["iops"]),
-            "bandwidth_mbps": round(side["bw_bytes"] / 1e6),
-            "p50_us": side["clat_ns"]["percentile"]["50.000000"] / 1000}
+    return {
+        "kind": kind,
+        "block": block,
+        "depth": depth,
+        "iops": round(side["iops"]),
+        "bandwidth_mbps": round(side["bw_bytes"] / 1e6),
+        "p50_us": side["clat_ns"]["percentile"]["50.000000"] / 1000,
+    }
 
 
 def run(seconds: float) -> list[dict[str, Any]]:
@@ -118,8 +140,10 @@ def main() -> None:
         return
     print(f"{'':10}{'block':>6}{'depth':>6}{'IOPS':>10}{'MB/s':>8}{'p50 us':>9}")
     for row in rows:
-        print(f"{row['kind']:10}{row['block']:>6}{row['depth']:6}{row['iops']:10}{row['bandwidth_mbps']:8}"
-              f"{row['p50_us']:9.1f}")
+        print(
+            f"{row['kind']:10}{row['block']:>6}{row['depth']:6}{row['iops']:10}{row['bandwidth_mbps']:8}"
+            f"{row['p50_us']:9.1f}"
+        )
 
 
 if __name__ == "__main__":

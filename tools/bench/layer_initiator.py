@@ -74,17 +74,19 @@ def run(seconds: float) -> list[dict[str, Any]]:
         result = completed(engine, seconds + 10)
         after = os.times()
         cpu = after.user + after.system - before.user - before.system
-        rows.append({
-            "kind": kind,
-            "block_bytes": block_size,
-            "depth": depth,
-            "iops": round(result.ops / result.seconds),
-            "bandwidth_mbps": round(result.ops * block_size / result.seconds / 1e6),
-            "p50_us": quantile_ns(result.histogram, 0.5) / 1000,
-            "p99_us": quantile_ns(result.histogram, 0.99) / 1000,
-            "cpu_us_per_io": round(cpu / max(result.ops, 1) * 1e6, 2),
-            "errors": result.errors,
-        })
+        rows.append(
+            {
+                "kind": kind,
+                "block_bytes": block_size,
+                "depth": depth,
+                "iops": round(result.ops / result.seconds),
+                "bandwidth_mbps": round(result.ops * block_size / result.seconds / 1e6),
+                "p50_us": quantile_ns(result.histogram, 0.5) / 1000,
+                "p99_us": quantile_ns(result.histogram, 0.99) / 1000,
+                "cpu_us_per_io": round(cpu / max(result.ops, 1) * 1e6, 2),
+                "errors": result.errors,
+            }
+        )
     engine.stop()
     for pid in children:
         os.waitpid(pid, 0)
@@ -102,8 +104,10 @@ def main() -> None:
         return
     print(f"{'':10}{'block':>9}{'depth':>6}{'IOPS':>10}{'MB/s':>8}{'p50 us':>9}{'p99 us':>9}{'CPU us/IO':>11}")
     for row in rows:
-        print(f"{row['kind']:10}{row['block_bytes']:9}{row['depth']:6}{row['iops']:10}{row['bandwidth_mbps']:8}"
-              f"{row['p50_us']:9.1f}{row['p99_us']:9.1f}{row['cpu_us_per_io']:11.2f}")
+        print(
+            f"{row['kind']:10}{row['block_bytes']:9}{row['depth']:6}{row['iops']:10}{row['bandwidth_mbps']:8}"
+            f"{row['p50_us']:9.1f}{row['p99_us']:9.1f}{row['cpu_us_per_io']:11.2f}"
+        )
 
 
 if __name__ == "__main__":
