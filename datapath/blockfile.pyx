@@ -34,8 +34,15 @@ cdef extern from "<unistd.h>" nogil:
     int fdatasync(int fd)
     int c_close "close"(int fd)
 
+cdef extern from "<sys/vfs.h>" nogil:
+    cdef struct statfs_t "statfs":
+        long f_type
+    int fstatfs(int fd, statfs_t* out)
+
 cdef enum:
     BLOCK_SIZE = 4096
+    EXT4_MAGIC = 0xef53              # statfs(2); ext2 and ext3 have the same
+    TMPFS_MAGIC = 0x01021994
 
 NO_SLOT = <uint32_t>SLOT_NONE
 
@@ -123,7 +130,8 @@ cdef class BlockDevice:
         if mapping == MAP_FAILED:
             raise OSError(errno, os.strerror(errno), self.path)
         d.tags = <Tag*>mapping
-        # Read-ahead of a fault would make large folios, and ext4 walks all of a folio's blocks at each write to it.
+        # Read-ahead makes large folios, and ext4 walks all of a folio's blocks at each write to it.
+        os.posix_fadvise(d.block_fd, 0, 0, os.POSIX_FADV_RANDOM)
         madvise(mapping, <size_t>d.slot_count * SLOT_TAGS_SIZE, MADV_RANDOM)
 
     cdef rise(self, bytes boot_id):
@@ -138,11 +146,15 @@ cdef class BlockDevice:
 
     cdef prepare(self):
         cdef Device* d = self.device
+        cdef statfs_t fs
         cdef Own* own = own_of(d)
         cdef uint64_t generation = 0
         cdef int found
         cdef uint32_t groups = (d.slot_count + TAG_GROUP - 1) // TAG_GROUP
         d.journal = journal_new(d.journal_fd, d.slot_count, <uint32_t>d.superblock.incarnation, d.superblock.device_id)
+        # Not XFS: a file that was copied by reference is no longer written where it is.
+        own.in_place = fstatfs(d.tag_fd, &fs) == 0 and (fs.f_type == EXT4_MAGIC or fs.f_type == TMPFS_MAGIC)
+        own.tags_given = 1
         own.vacant = <uint32_t*>malloc(4 * <size_t>d.slot_count)
         own.resting = <uint32_t*>malloc(4 * <size_t>d.slot_count)
         own.to_punch = <uint32_t*>malloc(4 * <size_t>d.slot_count)

@@ -52,7 +52,6 @@ cdef struct Conn:
     bint closing                     # no more input is read
     int error                        # errno, or -BadFrame, why it closed
     bint want_write                  # EPOLLOUT is armed (the engine arms it when conn_flush returned 1)
-    bint queued                      # in the engine's list of connections to flush
     # input
     Buf* in_buf
     uint32_t in_start

@@ -33,6 +33,9 @@ cdef struct Own:
     bint checkpointing               # shard
     uint32_t* vacant                 # shard: stack of slots that can be given out, free_count of them
     uint32_t* resting                # shard: quarantine, oldest first, quarantine_count of them
+    bint in_place                    # the file system overwrites a file's blocks where they are
+    uint64_t tags_given              # shard: slots given out, and one for what was before
+    uint64_t tags_synced             # of these, how many tags' places in the file are durable
     uint32_t resting_before          # shard: how many of them were there when the checkpoint began
     uint8_t* tag_groups              # shard: 1 when the tags of the group have room on the disk
     uint32_t* to_punch               # under punch_list_lock

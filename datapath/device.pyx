@@ -8,7 +8,7 @@ from datapath.checksum cimport crc32c
 from datapath.deviceformat cimport superblock_write
 from datapath.journal cimport (
     Journal, journal_append, journal_begin, journal_commit, journal_commit_locked, pfvol_load, pfvol_load_int,
-    pfvol_store_int, pthread_mutex_lock, pthread_mutex_unlock, read_all)
+    pfvol_store, pfvol_store_int, pthread_mutex_lock, pthread_mutex_unlock, read_all)
 from datapath.ondisk cimport (
     JOURNAL_ALLOC, JOURNAL_DIRTY, JOURNAL_FREE, SLOT_ENTRY_SIZE, SLOT_FREE, SLOT_NONE, SLOT_SIZE, SLOT_TAGS_SIZE,
     SLOT_USED, TAG_SIZE, TAGS_PER_SLOT, SlotEntry, Tag)
@@ -21,7 +21,12 @@ cdef extern from "<fcntl.h>" nogil:
     #endif
     #include <linux/falloc.h>
     extern int fallocate(int, int, off_t, off_t);
+    extern int sync_file_range(int, off_t, off_t, unsigned int);
+    #define SYNC_FILE_RANGE_WRITE 2  /* glibc shows them with _GNU_SOURCE only, which Python.h may have come before */
+    #define SYNC_FILE_RANGE_ALL 7    /* wait before, write, wait after */
     """
+    int sync_file_range(int fd, off_t offset, off_t size, unsigned int flags)
+    unsigned int SYNC_FILE_RANGE_WRITE, SYNC_FILE_RANGE_ALL
     int fallocate(int fd, int mode, off_t offset, off_t size)
     int FALLOC_FL_KEEP_SIZE
     int FALLOC_FL_PUNCH_HOLE
@@ -120,6 +125,7 @@ cdef int64_t device_slot_alloc(Device* d, uint64_t volume_id, uint32_t chunk_ind
     error = device_tags_write(d, slot, 0, TAGS_PER_SLOT, never)
     if error:
         return error
+    pfvol_store(&own.tags_given, own.tags_given + 1)
     entry_write(d, slot, SLOT_USED, volume_id, chunk_index, epoch)
     d.needs_sync = True
     return slot
@@ -210,7 +216,7 @@ cdef Tag blank[1024]                 # zeros: as they were before the slot was g
 
 
 cdef int punch_freed(Device* d) noexcept nogil:
-    """Punches what was freed so far and blanks its tags; returns when that is done, also by another thread.
+    """Punches what was freed so far and blanks its tags; returns when that is done, also by another thread: how many.
 
     The records are made durable first: a chunk whose FREE is lost with the power must still have its bytes.
     """
@@ -234,7 +240,25 @@ cdef int punch_freed(Device* d) noexcept nogil:
         else:
             error = device_tags_write(d, slot, 0, TAGS_PER_SLOT, blank)
     pthread_mutex_unlock(&own.punch_lock)
-    return error
+    return error if error else <int>count
+
+
+cdef int sync_tags(Device* d, bint blanked) noexcept nogil:
+    """Brings the tags to the disk; the sync of the block file that follows has the disk empty its cache.
+
+    A tag table whose slots all have durable places is only overwritten where it is. Writing its pages is then all, and
+    spares a sync its second turn through inode, disk cache and back (ext4 without a journal: 110 us instead of 209).
+    """
+    cdef Own* own = own_of(d)
+    cdef uint64_t given = pfvol_load(&own.tags_given)
+    if own.in_place and not blanked and pfvol_load(&own.tags_synced) >= given:
+        sync_file_range(d.tag_fd, 0, 0, SYNC_FILE_RANGE_WRITE)
+        sync_file_range(d.block_fd, 0, 0, SYNC_FILE_RANGE_WRITE)
+        return -errno if sync_file_range(d.tag_fd, 0, 0, SYNC_FILE_RANGE_ALL) else 0
+    if fdatasync(d.tag_fd):
+        return -errno
+    pfvol_store(&own.tags_synced, given)
+    return 0
 
 
 cdef int device_sync(Device* d) noexcept nogil:
@@ -242,9 +266,11 @@ cdef int device_sync(Device* d) noexcept nogil:
     if error:
         return -error
     error = punch_freed(d)
-    if not error and (fdatasync(d.block_fd) or fdatasync(d.tag_fd)):
+    if error >= 0:
+        error = sync_tags(d, error > 0)
+    if error >= 0 and fdatasync(d.block_fd):
         error = -errno
-    if error:
+    if error < 0:
         return device_fail(d, error)
     # Another thread's sync may have been told of an error that concerns this one's data too.
     return -pfvol_load_int(&d.failed)

@@ -102,6 +102,8 @@ cdef struct Volume:
     bint is_throttled                # in Engine.throttled
     Link map_wait                    # parts
     FlushSet dirty
+    uint32_t writes_since_flush
+    uint32_t flush_streak            # flushes in a row that had one write before them
     # Python reads these
     uint64_t read_ops
     uint64_t read_bytes
@@ -145,6 +147,7 @@ cdef struct Request:
     uint8_t reason                   # why `error`, for the event
     bint keep_size
     bint from_cache
+    bint commit                      # WRITE: acknowledged only when on both disks, so that no flush has to follow
     bint counted                     # in Engine.request_count
     int error                        # errno
     Volume* volume

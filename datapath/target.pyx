@@ -26,7 +26,7 @@ from datapath.targetframes cimport on_frame
 from datapath.targetpair cimport peer_lost, sync_begin, sync_continue, unsync
 from datapath.targetread cimport read_done
 from datapath.volumemap cimport (MapEntry, MapVolume, map_destroy, map_init, map_lookup, map_segment_set,
-                                 map_volume_add, map_volume_find)
+                                 map_volume_add, map_volume_find, map_volume_remove)
 from datapath.wire cimport Header, ST_OK, bad_frame_text, OP_CAPABILITY
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -100,6 +100,7 @@ cdef void drop_conn(Engine* e, Conn* c) noexcept nogil:
         e.counters.peers -= 1
         if c.kind == CONN_PEER_OUT:
             peer_lost(e, c)
+            memset(&e.syncs[c.id & (CONNS_MAX - 1)], 0, sizeof(Sync))
         emit(e, EV_PEER_CLOSED, c.id, s.node_id, c.kind == CONN_PEER_OUT, 0, why, length)
     conn_destroy(c, &e.pool)
     free(s)
@@ -180,7 +181,8 @@ cdef void grant(Engine* e, Message* m) noexcept nogil:
         else:
             i = s.grant_count
             if i == GRANTS_MAX:
-                i = 0                                      # the oldest makes room; its owner presents it again
+                i = s.grant_next                           # the oldest makes room; its owner presents it again
+                s.grant_next = (i + 1) % GRANTS_MAX
             else:
                 s.grant_count += 1
         s.grants[i].volume_id = m.c
@@ -201,6 +203,29 @@ cdef void revoke(Engine* e, uint64_t volume_id, uint32_t sdc_id) noexcept nogil:
         for j in range(s.grant_count):
             if s.grants[j].volume_id == volume_id:
                 s.grants[j].expires_ns = 0
+
+
+cdef bint forget_chunks(Engine* e, uint64_t volume_id) noexcept nogil:
+    """Frees a purged volume's chunks. False when an operation or an agreement still holds one."""
+    cdef uint32_t i, at
+    cdef Chunk** link
+    cdef Chunk* c
+    for i in range(CONNS_MAX):
+        if e.syncs[i].chunk != NULL and e.syncs[i].chunk.volume_id == volume_id:
+            return False
+    for at in range(e.table_capacity):
+        link = &e.table[at]
+        while link[0] != NULL:
+            c = link[0]
+            if c.volume_id != volume_id:
+                link = &c.hash_next
+            elif c.ops != NULL:
+                return False
+            else:
+                link[0] = c.hash_next
+                e.chunk_count -= 1
+                free(c)
+    return True
 
 
 cdef void purge(Engine* e) noexcept nogil:
@@ -239,6 +264,11 @@ cdef void purge(Engine* e) noexcept nogil:
         tv.purge = False
         tv.slots = 0
         emit(e, EV_PURGED, 0, v.volume_id, 0, 0, NULL, 0)
+        if forget_chunks(e, v.volume_id):
+            free(tv)
+            map_volume_remove(&e.map, v.volume_id)
+        e.purging = True                                   # others may have moved in the table: looked at next tick
+        return
 
 
 cdef void verify(Engine* e, Message* m) noexcept nogil:
@@ -321,11 +351,11 @@ cdef void flush_conns(Engine* e) noexcept nogil:
     cdef Conn* c
     cdef int result
     while i < e.dirty_count:
-        c = e.conns[e.dirty_conns[i] & (CONNS_MAX - 1)]
+        c = e.conns[e.dirty_places[i]]
+        e.dirty_place[e.dirty_places[i]] = False
         i += 1
-        if c == NULL or c.id != e.dirty_conns[i - 1]:
+        if c == NULL:
             continue
-        c.queued = False
         result = conn_flush(c, &e.pool)
         if result < 0 or c.out_bytes > OUT_BYTES_MAX:
             drop_conn(e, c)

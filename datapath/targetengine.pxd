@@ -28,6 +28,8 @@ cdef void reply_head(Engine* e, Header* r, const Header* request, uint32_t statu
 cdef void map_miss(Engine* e, uint64_t volume_id, uint32_t segment) noexcept nogil
 cdef Conn* peer_conn(Engine* e, uint32_t sds_id, int kind) noexcept nogil
 cdef Op* op_new(Engine* e) noexcept nogil
+# Whether the volume's writes are acknowledged only from both disks.
+cdef bint volume_commit(Engine* e, uint64_t volume_id) noexcept nogil
 # Whether a client's operation that has waited may still be carried out.
 cdef bint may_still(Engine* e, Op* op) noexcept nogil
 # Queues the operation in its chunk, and starts it when nothing overlaps.

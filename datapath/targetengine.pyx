@@ -70,9 +70,10 @@ cdef Conn* conn_by_id(Engine* e, uint32_t id) noexcept nogil:
 
 
 cdef void mark_dirty(Engine* e, Conn* c) noexcept nogil:
-    if not c.queued:
-        c.queued = True
-        e.dirty_conns[e.dirty_count] = c.id
+    cdef uint32_t place = c.id & (CONNS_MAX - 1)
+    if not e.dirty_place[place]:
+        e.dirty_place[place] = True
+        e.dirty_places[e.dirty_count] = place
         e.dirty_count += 1
 
 

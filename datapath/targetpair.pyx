@@ -14,7 +14,8 @@ from datapath.connection cimport conn_append
 from datapath.ondisk cimport SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, Tag
 from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer, tag_set, tag_set_never
 from datapath.targetdurability cimport checkpoint_start, commit_start
-from datapath.targetengine cimport EV_PEER_SYNCED, EV_REPAIR, apply, emit, map_miss, mark_dirty, op_settle, peer_conn
+from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIR, apply, emit, map_miss, mark_dirty, op_settle, peer_conn,
+                                    volume_commit)
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
@@ -235,14 +236,17 @@ cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
         return
     s.chunks += 1
     chunk.retry_ns = 0
-    chunk.unsynced = False
-    e.unsynced_count -= 1
+    if chunk.unsynced:                                     # else its volume was purged meanwhile
+        chunk.unsynced = False
+        e.unsynced_count -= 1
     ask(e, c, OP_PING, chunk.volume_id, chunk.index, 0, 0, FLAG_RESYNC)
     op = chunk.ops
     while op != NULL:
         following = op.next
         if op.pending & PENDING_REMOTE and op.state == STATE_RUNNING:
-            op_settle(e, op, PENDING_REMOTE, 0)
+            # The other copy has it now, but maybe not on its disk: who wanted that sends again.
+            op_settle(e, op, PENDING_REMOTE, ST_NOT_READY if op.h.flags & FLAG_COMMIT or
+                      volume_commit(e, chunk.volume_id) else ST_OK)
             following = chunk.ops                          # the list may have changed: from the start
         op = following
     chunk_trim(e, chunk)

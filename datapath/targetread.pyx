@@ -54,6 +54,19 @@ cdef bint busy(Chunk* chunk, uint32_t first, uint32_t count) noexcept nogil:
     return False
 
 
+cdef void read_later(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogil:
+    """In its turn behind what it overlaps, by a pool thread."""
+    cdef Op* op = op_new(e)
+    if op == NULL:
+        reply_to(e, c.id, h, ST_BUSY, 0)
+        return
+    op.kind = KIND_READ
+    op.conn_id = c.id
+    op.h = h[0]
+    op.started_ns = e.now_ns
+    op_enter(e, op, chunk, h.offset, h.length)
+
+
 cdef void read_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogil:
     """Answers from the page cache where it can, else through the pool."""
     cdef Header r
@@ -65,15 +78,8 @@ cdef void read_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogi
     cdef char* room
     cdef Buf* large = NULL
     cdef ssize_t got
-    cdef Op* op
     if chunk != NULL and chunk.ops != NULL and busy(chunk, first, count):
-        op = op_new(e)
-        if op != NULL:
-            op.kind = KIND_READ
-            op.conn_id = c.id
-            op.h = h[0]
-            op.started_ns = e.now_ns
-            op_enter(e, op, chunk, h.offset, h.length)
+        read_later(e, c, h, chunk)
         return
     if h.length <= 65536:
         room = conn_reserve(c, &e.pool, head + h.length)
@@ -108,13 +114,7 @@ cdef void read_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogi
     else:
         conn_unreserve(c, head + h.length)
     if status == ST_OK:
-        op = op_new(e)
-        if op != NULL:
-            op.kind = KIND_READ
-            op.conn_id = c.id
-            op.h = h[0]
-            op.started_ns = e.now_ns
-            op_enter(e, op, chunk, h.offset, h.length)
+        read_later(e, c, h, chunk)
         return
     read_refuse(e, c.id, h, status)
 

@@ -54,6 +54,7 @@ cdef struct Session:                 # Conn.user
     bint ready                       # peers: the pair agreed on what may differ
     uint32_t capabilities_asked
     uint32_t grant_count
+    uint32_t grant_next              # when all are taken: the oldest, which makes room
     Grant grants[64]
 
 cdef struct TargetVolume:            # MapVolume.user
@@ -156,7 +157,8 @@ cdef struct Engine:
     Conn* conns[1024]
     Sync syncs[1024]
     uint32_t conn_serial
-    uint32_t dirty_conns[1024]
+    uint32_t dirty_places[1024]      # in conns: have something to send
+    bint dirty_place[1024]
     uint32_t dirty_count
     Op** ops
     uint32_t op_count
