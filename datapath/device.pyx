@@ -276,6 +276,10 @@ cdef int device_sync(Device* d) noexcept nogil:
     return -pfvol_load_int(&d.failed)
 
 
+cdef void device_writeback(Device* d) noexcept nogil:
+    sync_file_range(d.block_fd, 0, 0, SYNC_FILE_RANGE_WRITE)
+
+
 cdef int device_sync_all(Device* d) noexcept nogil:
     cdef int error = device_sync(d)
     if not error and fdatasync(d.slot_fd):

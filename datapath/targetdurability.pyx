@@ -5,7 +5,7 @@ Each device has at most one of each under way, on a pool thread; operations that
 
 from datapath.device cimport (
     device_checkpoint_begin, device_checkpoint_end, device_intent, device_journal_appended, device_journal_commit,
-    device_journal_durable, device_journal_void, device_sync, device_sync_all, device_sync_begin)
+    device_journal_durable, device_journal_void, device_sync, device_sync_all, device_sync_begin, device_writeback)
 from datapath.chunkstore cimport chunk_intent
 from datapath.iopool cimport Job, iopool_submit
 from datapath.ondisk cimport SLOT_NONE
@@ -18,6 +18,9 @@ cdef enum:
     JOB_COMMIT = 101
     JOB_SYNC = 102
     JOB_CHECKPOINT = 103
+    JOB_WRITEBACK = 104
+    LARGE_BYTES = 131072             # a write of this size is part of a stream
+    WRITEBACK_BYTES = 16777216
 
 
 cdef void commit_run(Job* job) noexcept nogil:
@@ -73,6 +76,25 @@ cdef void commit_done(Engine* e, DeviceState* ds) noexcept nogil:
     if ds.journal_head != NULL or (ds.checkpoint == 1 and ds.commit_job.result == 0):
         commit_start(e, ds)
     sync_continue(e)                                       # chunks that may differ wait for their intents too
+
+
+cdef void writeback_run(Job* job) noexcept nogil:
+    device_writeback((<DeviceState*>job.owner).d)
+    job.result = 0
+
+
+cdef void writeback_note(Engine* e, DeviceState* ds, uint32_t size) noexcept nogil:
+    if size < LARGE_BYTES:
+        return
+    ds.large_bytes += size
+    if ds.large_bytes < WRITEBACK_BYTES or e.writeback_running:
+        return
+    ds.large_bytes = 0
+    e.writeback_running = True
+    ds.writeback_job.run = writeback_run
+    ds.writeback_job.owner = ds
+    ds.writeback_job.kind = JOB_WRITEBACK
+    iopool_submit(&e.io, &ds.writeback_job)
 
 
 cdef void sync_wait(Engine* e, Op* op) noexcept nogil:
@@ -191,5 +213,7 @@ cdef void durability_done(Engine* e, Job* job) noexcept nogil:
         commit_done(e, <DeviceState*>job.owner)
     elif job.kind == JOB_SYNC:
         sync_done(e, <DeviceState*>job.owner)
+    elif job.kind == JOB_WRITEBACK:
+        e.writeback_running = False
     else:
         checkpoint_done(e, <DeviceState*>job.owner)

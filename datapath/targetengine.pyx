@@ -18,7 +18,7 @@ from datapath.histogram cimport hist_record
 from datapath.ondisk cimport SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, TAG_HOLE, Tag
 from datapath.ring cimport Message, ring_push
 from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer
-from datapath.targetdurability cimport checkpoint_start, commit_start, device_failed, sync_wait
+from datapath.targetdurability cimport checkpoint_start, commit_start, device_failed, sync_wait, writeback_note
 from datapath.targetframes cimport grant_status
 from datapath.targetpair cimport unsync
 from datapath.targetread cimport read_start
@@ -442,7 +442,9 @@ cdef void apply(Engine* e, Op* op) noexcept nogil:
             unsync(e, op.chunk)
     elif error < 0:
         device_failed(e, &e.devices[op.chunk.device])
-    elif op.h.flags & FLAG_COMMIT or volume_commit(e, op.h.volume_id):
+    elif op.kind == KIND_WRITE or op.kind == KIND_REPLICATE:
+        writeback_note(e, &e.devices[op.chunk.device], op.h.length)
+    if error == 0 and (op.h.flags & FLAG_COMMIT or volume_commit(e, op.h.volume_id)):
         op.pending |= PENDING_SYNC
         sync_wait(e, op)
     op_settle(e, op, PENDING_LOCAL, status_of(error) if error < 0 else 0)

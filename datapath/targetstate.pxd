@@ -110,6 +110,8 @@ cdef struct DeviceState:
     Job commit_job
     Job sync_job
     Job checkpoint_job
+    Job writeback_job
+    uint64_t large_bytes             # written in large pieces since the last writeback
     bint commit_running
     bint sync_running
     int checkpoint                   # 0 idle, 1 waits for its intents, 2 runs
@@ -171,6 +173,7 @@ cdef struct Engine:
     bint purging
     bint stopping
     bint checkpoint_at_stop
+    bint writeback_running
     uint64_t now_ns
     uint64_t next_tick_ns
     char* scratch                    # 4 MiB
