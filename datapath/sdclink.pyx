@@ -523,6 +523,8 @@ cdef void _hedge(Engine* e, Sds* s) noexcept nogil:
             return
         if p.opcode == OP_READ and not p.abandoned and p.hedges < HEDGES_MAX and _other_connected(e, p, s):
             p.hedges += 1
+            # It is at least that slow. Its last average would have more reads wait for it.
+            s.latency_ns = max(s.latency_ns, e.now_ns - p.sent_ns)
             _exclude(p, s, False)
             _supersede(e, p)
 
