@@ -27,7 +27,7 @@ from datapath.targetpair cimport peer_lost, sync_begin, sync_continue, unsync
 from datapath.targetread cimport read_done
 from datapath.volumemap cimport (MapEntry, MapVolume, map_destroy, map_init, map_lookup, map_segment_set,
                                  map_volume_add, map_volume_find, map_volume_remove)
-from datapath.wire cimport Header, ST_OK, bad_frame_text, OP_CAPABILITY
+from datapath.wire cimport OP_CAPABILITY, ST_NO_VOLUME, ST_OK, Header, bad_frame_text
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -228,6 +228,17 @@ cdef bint forget_chunks(Engine* e, uint64_t volume_id) noexcept nogil:
     return True
 
 
+cdef void settle_purged(Engine* e, Chunk* c) noexcept nogil:
+    """Ends what waits for the other copy: a chunk whose volume is gone will not agree with it again."""
+    cdef Op* op = c.ops
+    while op != NULL:
+        if op.pending & PENDING_REMOTE:
+            op_settle(e, op, PENDING_REMOTE | (PENDING_LOCAL if op.state == STATE_REMOTE_FIRST else 0), ST_NO_VOLUME)
+            op = c.ops                                     # the list has changed: from the start
+        else:
+            op = op.next
+
+
 cdef void purge(Engine* e) noexcept nogil:
     """Gives the slots of purged volumes back, as far as the journal has room; the next tick goes on."""
     cdef uint32_t i, at, left
@@ -245,6 +256,7 @@ cdef void purge(Engine* e) noexcept nogil:
             c = e.table[at]
             while c != NULL:
                 if c.volume_id == v.volume_id:
+                    settle_purged(e, c)
                     if c.unsynced:
                         c.unsynced = False
                         e.unsynced_count -= 1
@@ -263,12 +275,25 @@ cdef void purge(Engine* e) noexcept nogil:
             continue
         tv.purge = False
         tv.slots = 0
-        emit(e, EV_PURGED, 0, v.volume_id, 0, 0, NULL, 0)
+        if not tv.aged:
+            emit(e, EV_PURGED, 0, v.volume_id, 0, 0, NULL, 0)
         if forget_chunks(e, v.volume_id):
             free(tv)
             map_volume_remove(&e.map, v.volume_id)
         e.purging = True                                   # others may have moved in the table: looked at next tick
         return
+
+
+cdef void forget_dropped(Engine* e) noexcept nogil:
+    """Volumes that do not exist and have nothing here are known for a tick or two, for who is just asking."""
+    cdef uint32_t i
+    cdef TargetVolume* tv
+    for i in range(e.map.capacity):
+        tv = NULL if e.map.table[i] == NULL else <TargetVolume*>e.map.table[i].user
+        if tv != NULL and tv.dropped and tv.slots == 0 and not tv.purge:
+            if tv.aged:
+                tv.purge = e.purging = True
+            tv.aged = True
 
 
 cdef void verify(Engine* e, Message* m) noexcept nogil:
@@ -337,12 +362,15 @@ cdef void command(Engine* e, Message* m) noexcept nogil:
             v.thick = (m.d & 2) != 0
             v.known = True
             v.dropped = False
+            v.purge = v.purge and not v.aged
+            v.aged = False
         else:
             v.dropped = True
             v.known = True
             misses_answered(e, m.b, -1)
             if m.kind == CMD_PURGE:
                 v.purge = True
+                v.aged = False
                 purge(e)
 
 
@@ -401,6 +429,7 @@ cdef void volume_report(Engine* e) noexcept nogil:
 cdef void tick(Engine* e) noexcept nogil:
     e.next_tick_ns = e.now_ns + TICK_NS
     ring_retry(&e.events)
+    forget_dropped(e)
     if e.purging:
         purge(e)
     sync_continue(e)
@@ -683,7 +712,8 @@ cdef class Target:
             unused += self.e.devices[i].d.free_count + self.e.devices[i].d.quarantine_count
         figures = dict(self.e.counters)
         figures.update(slots_total=total, slots_free=unused, slots_used=total - unused, slots_reserved=self.e.reserved,
-                       buffer_bytes=self.e.pool.bytes_out, read_histogram=hist_list(&self.e.read_histogram),
+                       buffer_bytes=self.e.pool.bytes_out, known_volumes=self.e.map.count,
+                       known_chunks=self.e.chunk_count, read_histogram=hist_list(&self.e.read_histogram),
                        write_histogram=hist_list(&self.e.write_histogram), volumes=dict(self.volumes_seen))
         return figures
 
