@@ -1,12 +1,10 @@
 """The FUSE channel alone: a mount whose one file is zeros, served without an initiator, a network or a disk.
 
-``python tools/bench/layer_channel.py [--seconds S] [--json]``, as root, with fio. What
-it prints is what FUSE and the channel leave to everything behind them.
+What it shows is what FUSE and the channel leave to everything behind them. As root, with fio.
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import errno
 import json
@@ -18,19 +16,23 @@ import subprocess
 import sys
 import tempfile
 import threading
+from pathlib import Path
 from typing import Any
 
+from tools.bench.layers import Row, main, row
+
+MIB = 1024**2
 FILE_INODE = 257
 FILE_BYTES = 1 << 30
 FILE_NAME = b"zeros"
-ROWS = [
-    ("randread", "4k", 1),
-    ("randread", "4k", 32),
-    ("randwrite", "4k", 1),
-    ("randwrite", "4k", 32),
-    ("read", "1m", 4),
-    ("write", "1m", 4),
-]
+ROWS = (
+    ("4 KiB reads, one at a time", "randread", 4096, 1),
+    ("4 KiB reads, 32 at a time", "randread", 4096, 32),
+    ("4 KiB writes, one at a time", "randwrite", 4096, 1),
+    ("4 KiB writes, 32 at a time", "randwrite", 4096, 32),
+    ("1 MiB reads, 4 at a time", "read", MIB, 4),
+    ("1 MiB writes, 4 at a time", "write", MIB, 4),
+)
 MNT_DETACH = 2
 
 
@@ -82,69 +84,44 @@ def serve(path: str) -> None:
     pyfuse3.close(unmount=False)
 
 
-def fio(path: str, kind: str, block: str, depth: int, seconds: float) -> dict[str, Any]:
-    command = [
-        "fio",
-        "--name=layer",
-        f"--filename={path}",
-        "--ioengine=libaio",
-        "--direct=1",
-        f"--rw={kind}",
-        f"--bs={block}",
-        f"--iodepth={depth}",
-        f"--runtime={seconds}",
-        "--time_based",
-        "--output-format=json",
-    ]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def cpu_seconds(pid: int) -> float:
+    """Processor time of all threads of another process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure_row(file: str, server: int, name: str, kind: str, block_bytes: int, depth: int, seconds: float) -> Row:
+    command = ["fio", "--name=layer", f"--filename={file}", "--ioengine=libaio", "--direct=1", f"--rw={kind}"]
+    command += [f"--bs={block_bytes}", f"--iodepth={depth}", f"--runtime={seconds:g}", "--time_based"]
+    cpu_started = cpu_seconds(server)
+    output = subprocess.run([*command, "--output-format=json"], check=True, capture_output=True, text=True).stdout
     job = json.loads(output[output.index("{") :])["jobs"][0]
     side = job["read" if "read" in kind else "write"]
-    return {
-        "kind": kind,
-        "block": block,
-        "depth": depth,
-        "iops": round(side["iops"]),
-        "bandwidth_mbps": round(side["bw_bytes"] / 1e6),
-        "p50_us": side["clat_ns"]["percentile"]["50.000000"] / 1000,
-    }
+    amount = side["total_ios"] if block_bytes < MIB else side["io_bytes"] / 1e6
+    value, unit = (side["iops"], "IOPS") if block_bytes < MIB else (side["bw_bytes"] / 1e6, "MB/s")
+    return row(name, value, unit, (cpu_seconds(server) - cpu_started) / amount)
 
 
-def run(seconds: float) -> list[dict[str, Any]]:
+def measure(seconds: float) -> list[Row]:
+    if shutil.which("fio") is None:
+        raise SystemExit("fio is not installed")
     path = tempfile.mkdtemp(prefix="pfvol-bench-")
-    child = subprocess.Popen([sys.executable, __file__, "--serve", path], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from tools.bench.layer_channel import serve; serve(sys.argv[1])", path],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
-        assert child.stdout is not None
-        if child.stdout.readline() != "ready\n":
+        assert server.stdout is not None
+        if server.stdout.readline() != "ready\n":
             raise SystemExit("the mount did not come up")
-        return [fio(os.path.join(path, FILE_NAME.decode()), *row, seconds) for row in ROWS]
+        file = os.path.join(path, FILE_NAME.decode())
+        return [measure_row(file, server.pid, *kind, seconds) for kind in ROWS]
     finally:
         ctypes.CDLL(None).umount2(path.encode(), MNT_DETACH)
-        child.wait(10)
+        server.wait(10)
         os.rmdir(path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seconds", type=float, default=2.0, help="per row")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--serve", metavar="PATH", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        serve(options.serve)
-        return
-    if shutil.which("fio") is None:
-        raise SystemExit("fio is not installed")
-    rows = run(options.seconds)
-    if options.json:
-        print(json.dumps({"layer": "channel", "rows": rows}))
-        return
-    print(f"{'':10}{'block':>6}{'depth':>6}{'IOPS':>10}{'MB/s':>8}{'p50 us':>9}")
-    for row in rows:
-        print(
-            f"{row['kind']:10}{row['block']:>6}{row['depth']:6}{row['iops']:10}{row['bandwidth_mbps']:8}"
-            f"{row['p50_us']:9.1f}"
-        )
-
-
 if __name__ == "__main__":
-    main()
+    main("channel", measure)

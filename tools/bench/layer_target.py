@@ -25,6 +25,7 @@ MIB = 1024**2
 BLOCK = 4096
 VOLUME, CHUNKS, SDC, EPOCH = 1, 32, 7, 1
 DEPTH = 32
+GATHERED_BYTES_MAX = 65536
 SETTLE_SECONDS = 10.0
 NEVER_NS = 2**62
 
@@ -99,11 +100,16 @@ class Pair:
     def exchange(self, frames: list[bytes]) -> None:
         """Sends all frames and waits for as many answers."""
         for frame in frames:
-            self.client.send(frame)
+            # A large frame does not fit where small ones are gathered.
+            if self.client.send(frame, len(frame) > GATHERED_BYTES_MAX) < 0:
+                raise RuntimeError(f"a frame of {len(frame)} bytes cannot be sent")
         poller = select.poll()
         poller.register(self.client_fd, select.POLLIN)
         blocked = self.client.flush()
+        deadline = time.monotonic() + SETTLE_SECONDS
         while len(self.client.frames) < len(frames):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{len(self.client.frames)} of {len(frames)} answers within {SETTLE_SECONDS:g} s")
             if blocked == 0:
                 poller.poll(1000)
             if self.client.receive() < 0:

@@ -22,7 +22,8 @@ from pfvol import __version__, localcluster
 from tools.bench import layers, matrix
 
 GIB = 1024**3
-HEADINGS = "row                 value           p50 us    p99 us  CPU us/IO  cores  spread"
+HEADINGS = "row                 value          p50 us    p99 us  CPU us/IO  cores  spread"
+LAYER_HEADINGS = f"{'layer':<10} {'':<40} {'value':>14} {'':<10} {'CPU us each':>11}"
 
 
 def main() -> int:
@@ -44,6 +45,7 @@ def main() -> int:
             )
             results["matrix"] = [row.as_dict() for row in found]
     if not arguments.no_layers:
+        print(LAYER_HEADINGS)
         results["layers"] = [run_layer(name, arguments.layer_seconds) for name in layers.names()]
     arguments.output.write_text(json.dumps(results, indent=2) + "\n")
     print(f"written to {arguments.output}")
@@ -102,7 +104,8 @@ def measured_file(arguments: argparse.Namespace) -> Iterator[Path]:
 
 
 def pfvol(data_dir: Path, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "pfvol.cli", "--data-dir", str(data_dir), "-q", *arguments], check=True)
+    argv = [sys.executable, "-m", "pfvol.cli", "--data-dir", str(data_dir), "-q", *arguments]
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
 
 
 def await_file(path: Path, timeout_seconds: float = 10.0) -> None:
@@ -126,7 +129,10 @@ def print_row(row: matrix.Measurement) -> None:
 def run_layer(name: str, seconds: float) -> dict[str, Any]:
     result = layers.run(name, seconds)
     for row in result["rows"]:
-        print(f"{result['layer']:<14} {row['name']:<36} {row['value']:>14,.1f} {row['unit']}", flush=True)
+        print(
+            f"{result['layer']:<10} {row['name']:<40} {row['value']:>14,.0f} {row['unit']:<10} {row['cpu_us']:>11,.2f}",
+            flush=True,
+        )
     return result
 
 
