@@ -25,7 +25,8 @@ from datapath.targetdurability cimport checkpoint_start, durability_done
 from datapath.targetframes cimport on_frame
 from datapath.targetpair cimport peer_lost, sync_begin, sync_continue, unsync
 from datapath.targetread cimport read_done
-from datapath.targetvolumes cimport misses_answered, purge, segment, volume_get, volume_report
+from datapath.targetvolumes cimport (forget_dropped, misses_answered, purge, segment, volume_get,
+                                     volume_report)
 from datapath.volumemap cimport map_destroy, map_init
 from datapath.wire cimport Header, ST_OK, bad_frame_text, OP_CAPABILITY
 
@@ -234,12 +235,15 @@ cdef void command(Engine* e, Message* m) noexcept nogil:
             v.thick = (m.d & 2) != 0
             v.known = True
             v.dropped = False
+            v.purge = v.purge and not v.aged
+            v.aged = False
         else:
             v.dropped = True
             v.known = True
             misses_answered(e, m.b, -1)
             if m.kind == CMD_PURGE:
                 v.purge = True
+                v.aged = False
                 purge(e)
 
 
@@ -264,6 +268,7 @@ cdef void flush_conns(Engine* e) noexcept nogil:
 cdef void tick(Engine* e) noexcept nogil:
     e.next_tick_ns = e.now_ns + TICK_NS
     ring_retry(&e.events)
+    forget_dropped(e)
     if e.purging:
         purge(e)
     sync_continue(e)
@@ -546,7 +551,8 @@ cdef class Target:
             unused += self.e.devices[i].d.free_count + self.e.devices[i].d.quarantine_count
         figures = dict(self.e.counters)
         figures.update(slots_total=total, slots_free=unused, slots_used=total - unused, slots_reserved=self.e.reserved,
-                       buffer_bytes=self.e.pool.bytes_out, read_histogram=hist_list(&self.e.read_histogram),
+                       buffer_bytes=self.e.pool.bytes_out, known_volumes=self.e.map.count,
+                       known_chunks=self.e.chunk_count, read_histogram=hist_list(&self.e.read_histogram),
                        write_histogram=hist_list(&self.e.write_histogram), volumes=dict(self.volumes_seen))
         return figures
 

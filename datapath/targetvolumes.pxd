@@ -11,5 +11,7 @@ cdef void misses_answered(Engine* e, uint64_t volume_id, int64_t segment) noexce
 cdef void segment(Engine* e, Message* m) noexcept nogil
 # Gives back what purged volumes hold, as far as the journal has room; the next tick goes on.
 cdef void purge(Engine* e) noexcept nogil
+# Lets volumes that were dropped and have nothing here be purged after a while.
+cdef void forget_dropped(Engine* e) noexcept nogil
 # Tells Python what each volume holds here.
 cdef void volume_report(Engine* e) noexcept nogil

@@ -6,11 +6,12 @@ from datapath.device cimport device_slot_free
 from datapath.ondisk cimport SLOT_NONE
 from datapath.ring cimport Message
 from datapath.targetdurability cimport checkpoint_start
-from datapath.targetengine cimport EV_PURGED, EV_VOLUMES, emit, map_miss
+from datapath.targetengine cimport EV_PURGED, EV_VOLUMES, emit, map_miss, op_settle
 from datapath.targetpair cimport sync_continue
 from datapath.targetstate cimport *
 from datapath.volumemap cimport (MapEntry, MapVolume, map_lookup, map_segment_set, map_volume_add, map_volume_find,
                                  map_volume_remove)
+from datapath.wire cimport ST_NO_VOLUME
 
 
 cdef TargetVolume* volume_get(Engine* e, uint64_t volume_id) noexcept nogil:
@@ -73,6 +74,17 @@ cdef bint forget_chunks(Engine* e, uint64_t volume_id) noexcept nogil:
     return True
 
 
+cdef void settle_purged(Engine* e, Chunk* c) noexcept nogil:
+    """Ends what waits for the other copy: a chunk whose volume is gone will not agree with it again."""
+    cdef Op* op = c.ops
+    while op != NULL:
+        if op.pending & PENDING_REMOTE:
+            op_settle(e, op, PENDING_REMOTE | (PENDING_LOCAL if op.state == STATE_REMOTE_FIRST else 0), ST_NO_VOLUME)
+            op = c.ops                                     # the list has changed: from the start
+        else:
+            op = op.next
+
+
 cdef void purge(Engine* e) noexcept nogil:
     """Gives the slots of purged volumes back, as far as the journal has room; the next tick goes on."""
     cdef uint32_t i, at, left
@@ -90,6 +102,7 @@ cdef void purge(Engine* e) noexcept nogil:
             c = e.table[at]
             while c != NULL:
                 if c.volume_id == v.volume_id:
+                    settle_purged(e, c)
                     if c.unsynced:
                         c.unsynced = False
                         e.unsynced_count -= 1
@@ -108,12 +121,25 @@ cdef void purge(Engine* e) noexcept nogil:
             continue
         tv.purge = False
         tv.slots = 0
-        emit(e, EV_PURGED, 0, v.volume_id, 0, 0, NULL, 0)
+        if not tv.aged:
+            emit(e, EV_PURGED, 0, v.volume_id, 0, 0, NULL, 0)
         if forget_chunks(e, v.volume_id):
             free(tv)
             map_volume_remove(&e.map, v.volume_id)
         e.purging = True                                   # others may have moved in the table: looked at next tick
         return
+
+
+cdef void forget_dropped(Engine* e) noexcept nogil:
+    """Volumes that do not exist and have nothing here are known for a tick or two, for who is just asking."""
+    cdef uint32_t i
+    cdef TargetVolume* tv
+    for i in range(e.map.capacity):
+        tv = NULL if e.map.table[i] == NULL else <TargetVolume*>e.map.table[i].user
+        if tv != NULL and tv.dropped and tv.slots == 0 and not tv.purge:
+            if tv.aged:
+                tv.purge = e.purging = True
+            tv.aged = True
 
 
 cdef void volume_report(Engine* e) noexcept nogil:
