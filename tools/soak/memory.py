@@ -4,8 +4,8 @@
 
 First everything is idle, and a storage server may have 80 MB resident, a mount 100 MB. Then fio reads and writes at
 random in 4 KiB blocks, 32 at a time, and in sequence in 1 MiB blocks, both on one volume for MINUTES. Every 5 s it
-looks at ``VmRSS``, the proportional share (PSS) and the open descriptors of each process. After the warm-up none may grow by
-5 MB, or by more descriptors than come and go. A table and, in a file, every sample say how it went.
+looks at ``VmRSS``, the proportional share (PSS) and the open descriptors of each process. After the warm-up none may
+grow by 5 MB, or by more descriptors than come and go. A table and, in a file, every sample say how it went.
 """
 
 from __future__ import annotations
