@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 MINUTES ?= 10
 ROUNDS ?= 20
+MIB ?= 256
 export PYTHON
 
 RUN      := $(VENV)/bin/python
@@ -11,7 +12,7 @@ SOURCES  := setup.py $(wildcard datapath/*.pyx datapath/*.pxd datapath/*.h)
 SANITIZE := build/sanitize
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench sanitize fuzz crash dist clean system-build system-demo system-test
+.PHONY: help build demo test lint bench sanitize fuzz crash verify memory dist clean system-build system-demo system-test
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -50,6 +51,12 @@ fuzz: build  ## random and damaged input for MINUTES=10: frames, devices
 
 crash: system-demo build  ## kill -9 of a whole cluster under load, ROUNDS=20 times: is anything lost?
 	@$(RUN) -m tools.soak.killall --rounds $(ROUNDS) $(ARGS)
+
+verify: system-demo build  ## fio and dd on two volumes: does what is written come back? MIB=256 of each volume
+	@$(RUN) -m tools.soak.verify --mib $(MIB) $(ARGS)
+
+memory: system-demo build  ## memory and file descriptors of every process under fio for MINUTES=10: are they flat?
+	@$(RUN) -m tools.soak.memory --minutes $(MINUTES) $(ARGS)
 
 dist: build  ## wheel and sdist in dist/
 	@mkdir -p build && $(RUN) -m build --no-isolation --outdir dist . >build/dist.log 2>&1 || { cat build/dist.log; exit 1; }

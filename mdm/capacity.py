@@ -102,7 +102,7 @@ def _insufficient(pool: Pool, needed: int, free: int, who: str) -> CapacityError
     return CapacityError(
         f"insufficient capacity in pool {pool.name}: needs {needed} bytes, {free} free in {who}: "
         "make it smaller or thin, add capacity, or delete a volume",
-        pool_id=pool.pool_id,
+        pool=pool.name,
         needed_bytes=needed,
         free_bytes=free,
     )

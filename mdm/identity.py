@@ -52,11 +52,11 @@ def check_name(name: str, kind: Kind) -> None:
     """Raises InvalidError unless ``name`` may be given to an object of this kind."""
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         raise InvalidError(
-            f"{name!r} cannot be the name of a {NOUNS[kind]}: use 1 to {NAME_LENGTH_MAX} characters "
+            f"{name!r} cannot name the {NOUNS[kind]}: use 1 to {NAME_LENGTH_MAX} characters "
             "of A-Z a-z 0-9 _ . - that do not start with . or -",
         )
     if _EXTERNAL_ID.fullmatch(name):
-        raise InvalidError(f"{name!r} cannot be the name of a {NOUNS[kind]}: 16 hex digits are an id")
+        raise InvalidError(f"{name!r} cannot name the {NOUNS[kind]}: 16 hex digits are an id")
 
 
 def external_id(state: State, kind: Kind, number: int) -> str:

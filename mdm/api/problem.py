@@ -47,6 +47,13 @@ async def _expected(_request: Request, error: Exception) -> JSONResponse:
 
 async def _schema(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
+    if broken := next((item for item in error.errors() if item["type"] == "json_invalid"), None):
+        # No schema was ever looked at: bad input, as where a size does not parse.
+        return problem(
+            HTTPStatus.BAD_REQUEST,
+            InvalidError.code,
+            f"the body is not JSON: {broken['ctx']['error']} at character {broken['loc'][-1]}",
+        )
     # Without what was sent and without exception objects: neither is for JSON.
     errors = [{"at": _where(item["loc"]), "problem": item["msg"]} for item in error.errors()]
     line = "; ".join(f"{item['at']}: {item['problem']}" for item in errors)

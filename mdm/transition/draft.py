@@ -92,7 +92,7 @@ class Draft:
         check_name(name, kind)
         key = (TABLES[kind], scope, name)
         if key in self.table("names"):
-            raise ConflictError(f"there is already a {NOUNS[kind]} named {name}: choose another name")
+            raise ConflictError(f"the name {name} is taken by another {NOUNS[kind]}: choose another name")
         self._writable("names")[key] = number
 
     def free_name(self, kind: Kind, name: str, *, scope: int = 0) -> None:

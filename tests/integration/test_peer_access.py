@@ -104,7 +104,6 @@ async def test_a_copy_for_a_volume_that_is_gone_takes_no_slot(pair: Pair) -> Non
         assert (await replicate_when_map_is_known(third, FROM_THIRD)).status == wire.ST_OK
         del pair.mdm.volumes[VOLUME]
         await pair.one.server.deleted(VOLUME)
-        # The SDS forgets a volume once its slots are free; from then on it asks the MDM first.
         assert (await replicate_when_map_is_known(third, FROM_THIRD, seq=2)).status == wire.ST_NO_VOLUME
         # Nor does one that the MDM has never heard of, and the question for its map ends.
         assert (await replicate_when_map_is_known(third, 0, volume=99)).status == wire.ST_NO_VOLUME

@@ -19,7 +19,7 @@ def test_legal_names(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", ".a", "-a", "x" * 32, "a b", "a/b", "ä", "a\n", "0123456789abcdef", "a\0"])
 def test_illegal_names(name: str) -> None:
-    with pytest.raises(InvalidError, match="cannot be the name of a protection domain"):
+    with pytest.raises(InvalidError, match="cannot name the protection domain"):
         World().run(CreateProtectionDomain(name=name))
 
 

@@ -39,7 +39,7 @@ def test_names_are_unique_per_kind_and_pools_per_domain() -> None:
         CreatePool(pd_id=pd_id, name="default", capacity_bytes=GIB),
         AddSds(pd_id=pd_id, name="sds1", capacity_bytes=GIB, node="elsewhere"),
     ):
-        with pytest.raises(ConflictError, match="already a"):
+        with pytest.raises(ConflictError, match="is taken by another"):
             world.run(command)
     world.pool(world.pd("other"), "default")
     world.fault_set(pd_id, "default")
@@ -137,7 +137,7 @@ def test_updating_a_pool_changes_what_is_given_and_tells_it() -> None:
     assert world.events[-1].type is EventType.POOL_UPDATE
     assert world.events[-1].details["name"] == {"old": "default", "new": "fast"}
     world.pool(pd_id, "default")
-    with pytest.raises(ConflictError, match="already a pool named default"):
+    with pytest.raises(ConflictError, match="default is taken by another pool"):
         world.run(UpdatePool(pool_id=pool_id, name="default"))
 
 

@@ -12,7 +12,6 @@ wrong ends it with 1, and leaves the cluster as it is then.
 from __future__ import annotations
 
 import argparse
-import json
 import mmap
 import os
 import random
@@ -26,74 +25,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pfvol import childprocess
-from pfvol.sdc import records
 from tools.soak import stamps
+from tools.soak.world import COMMAND_SECONDS, SoakError, World
 
-VOLUME, SDC = "crash", "crash"
+VOLUME = "crash"
 SHAPE = ["--sds", "3", "--devices", "2", "--device-size", "256MiB"]
 VOLUME_SIZE = "256MiB"
 BLOCKS = 6000
 STAMPS_PER_ROUND = 1 << 32
 LOAD_SECONDS = (0.2, 3.0)  # from the first durable writes to the kill
 RECOVERY_SECONDS = (0.5, 3.0)  # from `cluster up` to the next kill
-COMMAND_SECONDS = 120
 PROBLEMS_SHOWN = 20
 
 
-class LostError(Exception):
-    """What must not be."""
-
-
 @dataclass
-class Soak:
-    """One cluster, one mount, and what must be found in its volume."""
+class Soak(World):
+    """A cluster, a mount, and what must be found in its volume."""
 
-    base: Path
     expected: dict[int, stamps.Expected] = field(default_factory=dict)
 
-    @property
-    def data_dir(self) -> Path:
-        return self.base / "data"
-
-    @property
-    def mountpoint(self) -> Path:
-        return self.base / "mnt"
-
-    def argv(self, *arguments: str | Path) -> list[str]:
-        return [sys.executable, "-m", "pfvol.cli", "--data-dir", str(self.data_dir), *map(str, arguments)]
-
-    def pfvol(self, *arguments: str | Path) -> str:
-        argv = self.argv(*arguments)
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
-        )
-        if done.returncode:
-            said = f"{done.stdout}{done.stderr}"
-            raise LostError(f"pfvol {' '.join(map(str, arguments))} ended with {done.returncode}\n{said}")
-        return done.stdout
-
-    def begin(self) -> None:
-        self.mountpoint.mkdir()
-        self.pfvol("cluster", "up", *SHAPE)
-        self.pfvol("vol", "create", "default", VOLUME, VOLUME_SIZE)
-        self.pfvol("sdc", "add", SDC)
-        self.pfvol("vol", "map", VOLUME, SDC)
-        self.pfvol("mount", self.mountpoint, "--sdc", SDC)
-
-    def end(self) -> None:
-        if self.mountpoint.is_mount():
-            self.pfvol("umount", self.mountpoint)
-        self.pfvol("cluster", "down")
-
-    def processes(self, with_mount: bool) -> list[childprocess.Identity]:
-        nodes = json.loads((self.data_dir / "cluster.json").read_text())["nodes"]
-        found = [childprocess.Identity(node["pid"], node["start_ticks"]) for node in nodes if node["pid"]]
-        if with_mount:
-            found += [record.process for record in records.live(self.data_dir) if record.process]
-        return found
+    def victims(self, with_mount: bool) -> list[childprocess.Identity]:
+        return [process for name, process in self.processes().items() if with_mount or name != "mount"]
 
     def round(self, number: int, rng: random.Random) -> str:
-        """Raises LostError; returns what to tell of a round that went well."""
+        """Raises SoakError; returns what to tell of a round that went well."""
         with_mount, delay_seconds = rng.random() < 0.5, rng.uniform(*LOAD_SECONDS)
         log = self.base / f"log{number}"
         with ExitStack() as cleanup:
@@ -101,7 +56,7 @@ class Soak:
             cleanup.callback(writer.kill)
             self._await_load(log, writer)
             time.sleep(delay_seconds)
-            victims = self.processes(with_mount)
+            victims = self.victims(with_mount)
             rng.shuffle(victims)
             childprocess.kill(victims)
             in_recovery = rng.random() < 0.4
@@ -113,12 +68,12 @@ class Soak:
             writer.terminate()
             if with_mount:
                 # Before the writer is waited for: what it has open in the dead mount is given up with it.
-                self.pfvol("umount", self.mountpoint)
+                self.umount()
                 writer.wait(COMMAND_SECONDS)
-                self.pfvol("mount", self.mountpoint, "--sdc", SDC)
+                self.mount()
             elif writer.wait(COMMAND_SECONDS):
                 assert writer.stderr is not None
-                raise LostError(f"the mount was alive, and IO failed: {writer.stderr.read().decode()}")
+                raise SoakError(f"the mount was alive, and IO failed: {writer.stderr.read().decode()}")
         begun, durable = stamps.read_log(log, self.expected)
         log.unlink()
         self._judge()
@@ -137,7 +92,7 @@ class Soak:
         )
         try:
             time.sleep(delay_seconds)
-            childprocess.kill(self.processes(with_mount=False))
+            childprocess.kill(self.victims(with_mount=False))
             command.wait(COMMAND_SECONDS)
         finally:
             command.kill()
@@ -152,7 +107,7 @@ class Soak:
         deadline = time.monotonic() + COMMAND_SECONDS
         while not log.exists() or log.stat().st_size < 100 * stamps.RECORD.size:
             if writer.poll() is not None or time.monotonic() > deadline:
-                raise LostError("the writer does not come to write")
+                raise SoakError("the writer does not come to write")
             time.sleep(0.02)
 
     def _judge(self) -> None:
@@ -170,7 +125,7 @@ class Soak:
                 os.close(descriptor)
         if problems:
             shown = "\n".join(problems[:PROBLEMS_SHOWN])
-            raise LostError(f"{len(problems)} of {len(self.expected)} blocks are wrong:\n{shown}")
+            raise SoakError(f"{len(problems)} of {len(self.expected)} blocks are wrong:\n{shown}")
 
 
 def main() -> int:
@@ -181,11 +136,11 @@ def main() -> int:
     print(f"seed {arguments.seed}: python -m tools.soak.killall --rounds {arguments.rounds} --seed {arguments.seed}")
     soak, rng = Soak(Path(tempfile.mkdtemp(prefix="pfvol-crash-"))), random.Random(arguments.seed)
     try:
-        soak.begin()
+        soak.begin(SHAPE, [VOLUME], VOLUME_SIZE)
         for number in range(1, arguments.rounds + 1):
             print(f"round {number}: {soak.round(number, rng)}", flush=True)
         soak.end()
-    except (LostError, OSError, subprocess.TimeoutExpired) as error:
+    except (SoakError, OSError, subprocess.TimeoutExpired) as error:
         print(f"FAILED: {error}\nThe cluster is left as it is in {soak.data_dir}.", flush=True)
         return 1
     shutil.rmtree(soak.base)

@@ -1,0 +1,51 @@
+"""A thin volume may be larger than its pool: a write that finds no room gets ENOSPC, and nothing else is lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support.waiting import poll_until
+
+MIB = 1024**2
+CHUNK_BYTES = 4 * MIB
+POOL_CHUNKS = 16
+
+
+def test_a_full_pool_refuses_the_write_and_keeps_the_rest(fresh_cluster: Callable[..., Any]) -> None:
+    cluster = fresh_cluster(sds=2, devices=1, device_size_bytes=POOL_CHUNKS * CHUNK_BYTES)
+    cluster.volume("thin", "200MiB", sdc="host")
+    mount = cluster.mount(sdc="host")
+    content = [os.urandom(CHUNK_BYTES) for _ in range(POOL_CHUNKS)]
+    descriptor = os.open(mount.volume("thin"), os.O_RDWR | os.O_DIRECT)
+    try:
+        for index, chunk in enumerate(content):
+            os.pwrite(descriptor, chunk, index * CHUNK_BYTES)
+        with pytest.raises(OSError, match="No space") as full:
+            os.pwrite(descriptor, content[0], POOL_CHUNKS * CHUNK_BYTES)
+        assert full.value.errno == errno.ENOSPC
+        # What has room already is still written; the rest is as it was, in both copies.
+        content[3] = os.urandom(CHUNK_BYTES)
+        os.pwrite(descriptor, content[3], 3 * CHUNK_BYTES)
+        os.fsync(descriptor)
+        for index, chunk in enumerate(content):
+            assert os.pread(descriptor, CHUNK_BYTES, index * CHUNK_BYTES) == chunk
+        assert os.pread(descriptor, 4096, POOL_CHUNKS * CHUNK_BYTES) == bytes(4096)
+        assert cluster.run("vol", "verify", "thin").code == 0
+        poll_until(lambda: os.statvfs(mount.path).f_bfree == 0, what="df showing a full pool")
+        assert cluster.run("vol", "create", "default", "thick", "4MiB", "--thick").code == 5
+        # Room that is given back is room to write in.
+        punch = ["fallocate", "--punch-hole", "--offset", "0", "--length", str(CHUNK_BYTES), str(mount.volume("thin"))]
+        subprocess.run(punch, check=True)
+        poll_until(lambda: os.statvfs(mount.path).f_bfree > 0, what="df showing room")
+        os.pwrite(descriptor, content[0], POOL_CHUNKS * CHUNK_BYTES)
+        assert os.pread(descriptor, CHUNK_BYTES, POOL_CHUNKS * CHUNK_BYTES) == content[0]
+        assert os.pread(descriptor, CHUNK_BYTES, 0) == bytes(CHUNK_BYTES)
+        assert cluster.run("vol", "verify", "thin").code == 0
+    finally:
+        os.close(descriptor)
