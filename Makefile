@@ -46,7 +46,7 @@ bench: system-demo build  ## the benchmark matrix on a mounted volume, then each
 sanitize: build  ## the engines' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@tools/setup/sanitize.sh $(RUN) $(SANITIZE) $(ARGS)
 
-fuzz: build  ## random and damaged input for MINUTES=10: frames, devices
+fuzz: build  ## random and damaged input for MINUTES=10: frames, devices, a live engine
 	@$(RUN) -m tools.fuzz.run --minutes $(MINUTES)
 
 crash: system-demo build  ## kill -9 of a whole cluster under load, ROUNDS=20 times: is anything lost?
