@@ -71,9 +71,10 @@ async def world(tmp_path: Path) -> AsyncIterator[tuple[RunningSds, PlayedSeconda
             yield one, secondary, client
 
 
-async def send_write(client: DataClient, data: bytes = DATA) -> None:
+async def send_write(client: DataClient, data: bytes = DATA, flags: int = 0) -> None:
     body = client.body(VOLUME, 0, 0, data)
-    header = client.header(wire.OP_WRITE, volume_id=VOLUME, length=len(data), epoch=1, body_length=len(body))
+    place = {"volume_id": VOLUME, "length": len(data), "epoch": 1, "flags": flags}
+    header = client.header(wire.OP_WRITE, body_length=len(body), **place)
     await client.send(header + body)
 
 
@@ -172,3 +173,15 @@ async def test_a_write_that_waits_for_a_lost_copy_does_not_keep_its_volume(
     await poll_until_async(lambda: VOLUME in one.server.take_purged(), what="a purge of the volume")
     assert one.target.stats()["slots_free"] == free + 1
     assert (await client.receive()).status in (wire.ST_NO_VOLUME, wire.ST_NOT_READY)
+
+
+@pytest.mark.parametrize("flags", [0, wire.FLAG_COMMIT], ids=["flushed later", "committed"])
+async def test_a_write_to_disk_is_asked_of_the_other_copy_too(
+    world: tuple[RunningSds, PlayedSecondary, DataClient], flags: int
+) -> None:
+    _, secondary, client = world
+    await send_write(client, flags=flags)
+    asked = await secondary.next(wire.OP_REPLICATE)
+    assert asked.header["flags"] & wire.FLAG_COMMIT == flags
+    await secondary.answer(asked)
+    assert (await client.receive()).status == wire.ST_OK
