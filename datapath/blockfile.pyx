@@ -16,7 +16,8 @@ from datapath.checksum cimport block_seed, crc32c
 from datapath.device cimport (
     TAG_GROUP, Device, Own, device_checkpoint_begin, device_checkpoint_end, device_fail, device_intent,
     device_journal_appended, device_journal_commit, device_journal_durable, device_journal_void, device_offset,
-    device_slot_alloc, device_slot_free, device_sync_all, device_sync_begin, device_tags, device_verify_slot,
+    device_slot_alloc, device_slot_free, device_sync_all, device_sync_begin, device_tags, device_tags_settled,
+    device_verify_slot,
     journal_of, own_of, tags_reserve)
 from datapath.deviceformat cimport (
     check_sizes, create_device, id_bytes, raise_errno, require, superblock_parse, superblock_write)
@@ -381,6 +382,10 @@ cdef class BlockDevice:
         with nogil:
             error = device_journal_commit(d)
         raise_errno(error, self.path)
+
+    @property
+    def tags_settled(self):
+        return device_tags_settled(self.opened())
 
     def sync(self):
         cdef Device* d = self.opened()

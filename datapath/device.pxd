@@ -89,6 +89,8 @@ cdef int device_journal_commit(Device* d) noexcept nogil
 # Punches freed slots, syncs block file and tag table: what was written is safe, because the slot table can still be
 # told again by the journal. 0 or -errno. Any thread, also several at once.
 cdef int device_sync(Device* d) noexcept nogil
+# Whether the place of every tag in its file is durable: a sync then only overwrites them where they are.
+cdef bint device_tags_settled(Device* d) noexcept nogil
 # Has the kernel begin to write the block file's dirty pages.
 cdef void device_writeback(Device* d) noexcept nogil
 # The slot table too: before older generations of the journal are voided.

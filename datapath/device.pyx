@@ -243,6 +243,11 @@ cdef int punch_freed(Device* d) noexcept nogil:
     return error if error else <int>count
 
 
+cdef bint device_tags_settled(Device* d) noexcept nogil:
+    cdef Own* own = own_of(d)
+    return own.in_place and pfvol_load(&own.tags_synced) >= pfvol_load(&own.tags_given)
+
+
 cdef int sync_tags(Device* d, bint blanked) noexcept nogil:
     """Brings the tags to the disk; the sync of the block file that follows has the disk empty its cache.
 
@@ -251,7 +256,7 @@ cdef int sync_tags(Device* d, bint blanked) noexcept nogil:
     """
     cdef Own* own = own_of(d)
     cdef uint64_t given = pfvol_load(&own.tags_given)
-    if own.in_place and not blanked and pfvol_load(&own.tags_synced) >= given:
+    if not blanked and device_tags_settled(d):
         sync_file_range(d.tag_fd, 0, 0, SYNC_FILE_RANGE_WRITE)
         sync_file_range(d.block_fd, 0, 0, SYNC_FILE_RANGE_WRITE)
         return -errno if sync_file_range(d.tag_fd, 0, 0, SYNC_FILE_RANGE_ALL) else 0

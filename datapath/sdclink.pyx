@@ -131,9 +131,10 @@ cdef inline void _need(Engine* e, Sds* s) noexcept nogil:
 
 # -- choosing an SDS
 
-cdef inline uint64_t _cost(const Sds* s) noexcept nogil:
-    """What a read would cost there: its latency, times those that wait already."""
-    return (s.latency_ns + 1) * (s.in_flight_count + 1)
+cdef inline uint64_t _cost(const Engine* e, const Sds* s) noexcept nogil:
+    """What a read would cost there: its latency, or the age of what it owes if that is more, times those that wait."""
+    cdef uint64_t age = 0 if list_empty(&s.in_flight) else e.now_ns - (<const Part*>s.in_flight.next).sent_ns
+    return (max(s.latency_ns, age) + 1) * (s.in_flight_count + 1)
 
 
 cdef Sds* _reader(Engine* e, Part* p, Sds* first, Sds* second) noexcept nogil:
@@ -155,7 +156,7 @@ cdef Sds* _reader(Engine* e, Part* p, Sds* first, Sds* second) noexcept nogil:
         if not second.connected:
             _need(e, second)
         return first if first.connected or not second.connected else second
-    if _cost(second) < _cost(first):
+    if _cost(e, second) < _cost(e, first):
         first, second = second, first
     e.reads += 1
     if e.reads % EXPLORE_EVERY == 0 and second.in_flight_count == 0:

@@ -61,7 +61,7 @@ class Target:
     def stats(self) -> dict[str, Any]:
         """Counters since start and gauges, read without stopping the engine:
 
-        ``slots_total slots_used slots_free slots_reserved clients peers queue_depth``,
+        ``slots_total slots_used slots_free slots_reserved clients peers queue_depth known_volumes known_chunks``,
         ``read_ops read_bytes read_ns write_ops write_bytes write_ns replicate_ops replicate_bytes flush_ops flush_ns``,
         ``discard_ops reads_inline reads_pooled checksum_errors journal_commits checkpoints bad_frames buffer_bytes``,
         ``read_histogram write_histogram`` (lists, see histogram.pxd),

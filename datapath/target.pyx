@@ -11,7 +11,7 @@ from posix.unistd cimport close
 from datapath.blockfile cimport BlockDevice
 from datapath.device cimport (
     Device, device_checkpoint_begin, device_checkpoint_end, device_intent, device_journal_commit, device_journal_void,
-    device_slot_free, device_sync_all, device_sync_begin, device_verify_slot)
+    device_sync_all, device_sync_begin, device_verify_slot)
 from datapath.chunkstore cimport chunk_find, chunk_get, chunk_tags
 from datapath.connection cimport conn_destroy, conn_flush, conn_init, conn_receive, pool_destroy, pool_init
 from datapath.histogram cimport hist_list
@@ -25,8 +25,9 @@ from datapath.targetdurability cimport checkpoint_start, durability_done
 from datapath.targetframes cimport on_frame
 from datapath.targetpair cimport peer_lost, sync_begin, sync_continue, unsync
 from datapath.targetread cimport read_done
-from datapath.volumemap cimport (MapEntry, MapVolume, map_destroy, map_init, map_lookup, map_segment_set,
-                                 map_volume_add, map_volume_find, map_volume_remove)
+from datapath.targetvolumes cimport (forget_dropped, misses_answered, purge, segment, volume_get,
+                                     volume_report)
+from datapath.volumemap cimport map_destroy, map_init
 from datapath.wire cimport Header, ST_OK, bad_frame_text, OP_CAPABILITY
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -141,23 +142,6 @@ cdef void add_conn(Engine* e, Message* m) noexcept nogil:
         sync_begin(e, c)
 
 
-cdef TargetVolume* volume_get(Engine* e, uint64_t volume_id) noexcept nogil:
-    cdef MapVolume* v = map_volume_add(&e.map, volume_id)
-    cdef uint32_t i
-    cdef Chunk* c
-    if v == NULL:
-        return NULL
-    if v.user == NULL:
-        v.user = calloc(1, sizeof(TargetVolume))
-        if v.user != NULL:
-            for i in range(e.table_capacity):
-                c = e.table[i]
-                while c != NULL:
-                    (<TargetVolume*>v.user).slots += c.volume_id == volume_id and c.slot != SLOT_NONE
-                    c = c.hash_next
-    return <TargetVolume*>v.user
-
-
 cdef void grant(Engine* e, Message* m) noexcept nogil:
     """a: connection, b: request, c: volume, d: expiry; size: may write + 1, 0 refuses with status d."""
     cdef Conn* c = conn_by_id(e, m.a)
@@ -205,72 +189,6 @@ cdef void revoke(Engine* e, uint64_t volume_id, uint32_t sdc_id) noexcept nogil:
                 s.grants[j].expires_ns = 0
 
 
-cdef bint forget_chunks(Engine* e, uint64_t volume_id) noexcept nogil:
-    """Frees a purged volume's chunks. False when an operation or an agreement still holds one."""
-    cdef uint32_t i, at
-    cdef Chunk** link
-    cdef Chunk* c
-    for i in range(CONNS_MAX):
-        if e.syncs[i].chunk != NULL and e.syncs[i].chunk.volume_id == volume_id:
-            return False
-    for at in range(e.table_capacity):
-        link = &e.table[at]
-        while link[0] != NULL:
-            c = link[0]
-            if c.volume_id != volume_id:
-                link = &c.hash_next
-            elif c.ops != NULL:
-                return False
-            else:
-                link[0] = c.hash_next
-                e.chunk_count -= 1
-                free(c)
-    return True
-
-
-cdef void purge(Engine* e) noexcept nogil:
-    """Gives the slots of purged volumes back, as far as the journal has room; the next tick goes on."""
-    cdef uint32_t i, at, left
-    cdef Chunk* c
-    cdef MapVolume* v
-    cdef TargetVolume* tv
-    e.purging = False
-    for i in range(e.map.capacity):
-        v = e.map.table[i]
-        tv = NULL if v == NULL else <TargetVolume*>v.user
-        if tv == NULL or not tv.purge:
-            continue
-        left = 0
-        for at in range(e.table_capacity):
-            c = e.table[at]
-            while c != NULL:
-                if c.volume_id == v.volume_id:
-                    if c.unsynced:
-                        c.unsynced = False
-                        e.unsynced_count -= 1
-                    if c.slot != SLOT_NONE:
-                        if c.ops == NULL and device_slot_free(e.devices[c.device].d, c.slot) == 0:
-                            c.slot = SLOT_NONE
-                            c.generation = 0
-                            c.live_blocks = 0
-                            e.devices[c.device].d.needs_sync = True
-                        else:
-                            left += 1
-                c = c.hash_next
-        if left:
-            e.purging = True
-            checkpoint_start(e)
-            continue
-        tv.purge = False
-        tv.slots = 0
-        emit(e, EV_PURGED, 0, v.volume_id, 0, 0, NULL, 0)
-        if forget_chunks(e, v.volume_id):
-            free(tv)
-            map_volume_remove(&e.map, v.volume_id)
-        e.purging = True                                   # others may have moved in the table: looked at next tick
-        return
-
-
 cdef void verify(Engine* e, Message* m) noexcept nogil:
     cdef Chunk* c = chunk_find(e, m.c, m.a)
     cdef char* answer
@@ -284,26 +202,6 @@ cdef void verify(Engine* e, Message* m) noexcept nogil:
     memcpy(answer, chunk_tags(e, c), 16384)
     emit(e, EV_VERIFIED, 1, m.b, 0, 0, answer, 16384 + 128)
     free(answer)
-
-
-cdef void misses_answered(Engine* e, uint64_t volume_id, int64_t segment) noexcept nogil:
-    """The map's segment is known now, or will never be (-1: all of the volume): it may be asked for again."""
-    cdef uint32_t i = 0
-    while i < e.miss_count:
-        if e.miss_volume[i] == volume_id and (segment < 0 or e.miss_segment[i] == segment):
-            e.miss_count -= 1
-            e.miss_volume[i] = e.miss_volume[e.miss_count]
-            e.miss_segment[i] = e.miss_segment[e.miss_count]
-        else:
-            i += 1
-
-
-cdef void segment(Engine* e, Message* m) noexcept nogil:
-    cdef TargetVolume* v = volume_get(e, m.b)
-    if v != NULL:
-        map_segment_set(map_volume_find(&e.map, m.b), m.a, m.data, m.size)
-    misses_answered(e, m.b, m.a)
-    sync_continue(e)
 
 
 cdef void command(Engine* e, Message* m) noexcept nogil:
@@ -337,12 +235,15 @@ cdef void command(Engine* e, Message* m) noexcept nogil:
             v.thick = (m.d & 2) != 0
             v.known = True
             v.dropped = False
+            v.purge = v.purge and not v.aged
+            v.aged = False
         else:
             v.dropped = True
             v.known = True
             misses_answered(e, m.b, -1)
             if m.kind == CMD_PURGE:
                 v.purge = True
+                v.aged = False
                 purge(e)
 
 
@@ -364,43 +265,10 @@ cdef void flush_conns(Engine* e) noexcept nogil:
     e.dirty_count = 0
 
 
-cdef void volume_report(Engine* e) noexcept nogil:
-    """What each volume holds here: id, chunks, blocks, and of these as primary; five numbers each."""
-    cdef uint64_t* table = <uint64_t*>calloc(e.map.count + 1024, 40)
-    cdef uint32_t i, at, count = 0, capacity = e.map.count + 1024
-    cdef Chunk* c
-    cdef MapVolume* v
-    cdef const MapEntry* entry
-    if table == NULL:
-        return
-    for i in range(e.table_capacity):
-        c = e.table[i]
-        while c != NULL:
-            if c.slot != SLOT_NONE:
-                at = 0
-                while at < count and table[5 * at] != c.volume_id:
-                    at += 1
-                if at == count and count < capacity:
-                    table[5 * at] = c.volume_id
-                    count += 1
-                if at < count:
-                    table[5 * at + 1] += 1
-                    table[5 * at + 2] += c.live_blocks
-                    v = map_volume_find(&e.map, c.volume_id)
-                    entry = map_lookup(v, c.index) if v != NULL else NULL
-                    if entry == NULL and not (v != NULL and v.user != NULL and (<TargetVolume*>v.user).dropped):
-                        map_miss(e, c.volume_id, c.index >> 10)
-                    elif entry != NULL and entry.primary == e.sds_id:
-                        table[5 * at + 3] += 1
-                        table[5 * at + 4] += c.live_blocks
-            c = c.hash_next
-    emit(e, EV_VOLUMES, count, 0, 0, 0, table, count * 40)
-    free(table)
-
-
 cdef void tick(Engine* e) noexcept nogil:
     e.next_tick_ns = e.now_ns + TICK_NS
     ring_retry(&e.events)
+    forget_dropped(e)
     if e.purging:
         purge(e)
     sync_continue(e)
@@ -683,7 +551,8 @@ cdef class Target:
             unused += self.e.devices[i].d.free_count + self.e.devices[i].d.quarantine_count
         figures = dict(self.e.counters)
         figures.update(slots_total=total, slots_free=unused, slots_used=total - unused, slots_reserved=self.e.reserved,
-                       buffer_bytes=self.e.pool.bytes_out, read_histogram=hist_list(&self.e.read_histogram),
+                       buffer_bytes=self.e.pool.bytes_out, known_volumes=self.e.map.count,
+                       known_chunks=self.e.chunk_count, read_histogram=hist_list(&self.e.read_histogram),
                        write_histogram=hist_list(&self.e.write_histogram), volumes=dict(self.volumes_seen))
         return figures
 

@@ -64,6 +64,7 @@ cdef struct TargetVolume:            # MapVolume.user
     bint commit
     bint thick
     bint purge
+    bint aged                        # dropped, and nothing of it is here: purged by ourselves, without telling
     uint32_t slots
 
 cdef struct Chunk:

@@ -14,6 +14,7 @@ from datapath import tags, wire
 from pfvol import handshake
 from tests.support.dataclient import DataClient, Reply
 from tests.support.sdspair import CLUSTER, SECRET, PlayedMdm, RunningSds, running_sds
+from tests.support.waiting import poll_until_async
 
 VOLUME, OWNER, SECONDARY = 5, 7, 2
 DATA = b"primary!" * 512
@@ -70,9 +71,9 @@ async def world(tmp_path: Path) -> AsyncIterator[tuple[RunningSds, PlayedSeconda
             yield one, secondary, client
 
 
-async def send_write(client: DataClient) -> None:
-    body = client.body(VOLUME, 0, 0, DATA)
-    header = client.header(wire.OP_WRITE, volume_id=VOLUME, length=len(DATA), epoch=1, body_length=len(body))
+async def send_write(client: DataClient, data: bytes = DATA) -> None:
+    body = client.body(VOLUME, 0, 0, data)
+    header = client.header(wire.OP_WRITE, volume_id=VOLUME, length=len(data), epoch=1, body_length=len(body))
     await client.send(header + body)
 
 
@@ -155,3 +156,19 @@ async def test_a_newer_block_that_cannot_be_pulled_keeps_the_chunk_out_of_servic
     await secondary.answer(await secondary.next(wire.OP_PULL), body=body)
     await secondary.next(wire.OP_PING)
     assert (await client.read(VOLUME)).payload == newer
+
+
+@pytest.mark.parametrize("size", [4096, 131072], ids=["applied here", "sent to the other copy first"])
+async def test_a_write_that_waits_for_a_lost_copy_does_not_keep_its_volume(
+    world: tuple[RunningSds, PlayedSecondary, DataClient], size: int
+) -> None:
+    """Nobody will confirm it any more: a deleted volume's chunks do not agree again."""
+    one, secondary, client = world
+    free = one.target.stats()["slots_free"]
+    await send_write(client, bytes(size))
+    await secondary.next(wire.OP_REPLICATE)
+    await trio.aclose_forcefully(secondary.link.stream)
+    await one.server.deleted(VOLUME)
+    await poll_until_async(lambda: VOLUME in one.server.take_purged(), what="a purge of the volume")
+    assert one.target.stats()["slots_free"] == free + 1
+    assert (await client.receive()).status in (wire.ST_NO_VOLUME, wire.ST_NOT_READY)

@@ -102,8 +102,9 @@ async def test_a_copy_of_another_epoch_is_refused(pair: Pair) -> None:
 async def test_a_copy_for_a_volume_that_is_gone_takes_no_slot(pair: Pair) -> None:
     async with await peer(pair) as third:
         assert (await replicate_when_map_is_known(third, FROM_THIRD)).status == wire.ST_OK
+        del pair.mdm.volumes[VOLUME]
         await pair.one.server.deleted(VOLUME)
-        assert (await replicate(third, FROM_THIRD, seq=2)).status == wire.ST_NO_VOLUME
+        assert (await replicate_when_map_is_known(third, FROM_THIRD, seq=2)).status == wire.ST_NO_VOLUME
         # Nor does one that the MDM has never heard of, and the question for its map ends.
         assert (await replicate_when_map_is_known(third, 0, volume=99)).status == wire.ST_NO_VOLUME
     assert not await held(pair, FROM_THIRD)

@@ -6,7 +6,8 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from sdcengine_fakes import BLOCK, CHUNK, VOLUME, Close, Rig, Silent, only, rig, segment
+import pytest
+from sdcengine_fakes import BLOCK, CHUNK, INODE, VOLUME, Close, Rig, Silent, only, rig, segment
 
 from datapath import wire
 
@@ -222,3 +223,90 @@ def test_flush_of_a_read_only_and_a_removed_volume() -> None:
         assert r.do("flush")[0] == 0
         r.engine.remove_volume(VOLUME)
         assert r.do("flush")[0] == errno.ENODEV
+
+
+# -- a write whose flush is expected
+
+
+def log_writes(r: Rig, count: int) -> None:
+    """A database's log: each write is flushed before the next."""
+    for n in range(count):
+        dirty(r, n * BLOCK)
+        assert r.do("flush")[0] == 0
+
+
+def commits(r: Rig) -> list[bool]:
+    """Of each write that the primary was sent: whether it had to be on both disks before its answer."""
+    return [bool(h["flags"] & wire.FLAG_COMMIT) for h in r.sds[1].seen if h["opcode"] == wire.OP_WRITE]
+
+
+def test_write_after_four_flushed_ones_is_committed_at_once_and_its_flush_asks_nobody() -> None:
+    with rig() as r:
+        log_writes(r, 4)
+        assert flushes(r) == {1: 4, 2: 4}
+        log_writes(r, 3)
+        assert commits(r) == [False] * 4 + [True] * 3
+        assert flushes(r) == {1: 4, 2: 4}
+
+
+def test_committed_write_survives_the_loss_of_both_memories() -> None:
+    with rig() as r:
+        log_writes(r, 4)
+        dirty(r)
+        power_cycle(r, 1)
+        power_cycle(r, 2)
+        assert r.do("flush")[0] == 0
+
+
+def test_second_write_without_a_flush_between_ends_the_expectation() -> None:
+    with rig() as r:
+        log_writes(r, 4)
+        dirty(r)
+        dirty(r, BLOCK)
+        assert commits(r)[4:] == [True, False]
+        assert r.do("flush")[0] == 0
+        assert flushes(r) == {1: 5, 2: 5}, "the second of them is in memory only"
+        log_writes(r, 5)
+        assert commits(r)[6:] == [False] * 4 + [True], "it has to be earned anew"
+
+
+def test_flush_without_a_write_before_it_ends_the_expectation() -> None:
+    with rig() as r:
+        log_writes(r, 4)
+        assert r.do("flush")[0] == 0
+        dirty(r)
+        assert commits(r)[-1] is False
+
+
+@pytest.mark.parametrize("answer", [wire.ST_BUSY, wire.ST_NOT_READY, wire.ST_STALE_MAP, Close])
+def test_write_that_is_sent_again_is_committed_again(answer: Any) -> None:
+    """A flush relies on it, whichever of the sendings was the one that was taken."""
+    with rig() as r:
+        log_writes(r, 4)
+        r.sds[1].rule = only(wire.OP_WRITE, answer, 1)
+        log_writes(r, 1)
+        assert commits(r)[4:] == [True, True]
+        assert flushes(r) == {1: 4, 2: 4}
+
+
+def test_large_writes_and_discards_are_left_to_their_flush() -> None:
+    with rig() as r:
+        log_writes(r, 4)
+        r.write(0, b"b" * (128 * 1024 + BLOCK))
+        assert r.do("flush")[0] == 0
+        assert r.do("discard", 0, 2 * BLOCK)[0] == 0
+        assert r.do("flush")[0] == 0
+        assert commits(r) == [False] * 5
+        assert flushes(r) == {1: 6, 2: 6}
+        r.write(0, b"b" * 128 * 1024)
+        assert commits(r)[-1] is True
+
+
+def test_expectation_is_of_one_volume() -> None:
+    with rig() as r:
+        r.engine.add_volume(VOLUME + 1, INODE + 1, r.size, read_only=False, capability=r.capability)
+        log_writes(r, 4)
+        r.engine.submit(0, "write", VOLUME + 1, 0, 0, b"o" * BLOCK)
+        assert r.finish(0) == (0, b"")
+        dirty(r)
+        assert commits(r)[4:] == [False, True]

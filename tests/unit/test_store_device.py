@@ -319,6 +319,43 @@ def test_what_is_freed_during_a_checkpoint_waits_for_the_next(device):
     assert (device.free, device.quarantined) == (8, 0)
 
 
+# -- syncs
+
+
+def test_tags_given_out_since_the_last_sync_are_synced_with_their_places(path, device):
+    """Only tags whose places in the file are durable may be written without the file's metadata."""
+    told = subprocess.run(["stat", "-f", "-c", "%t", str(path)], capture_output=True, text=True, check=True)
+    overwrites_in_place = told.stdout.strip() in ("ef53", "1021994")  # ext4, tmpfs
+    assert device.tags_settled == overwrites_in_place, "recovery has synced them"
+    slot = device.alloc(1, 0)
+    assert not device.tags_settled
+    device.commit()
+    device.write_block(slot, 0, os.urandom(4096), 1, 1)
+    assert not device.tags_settled, "neither the journal's commit nor a write brings them to the disk"
+    device.sync()
+    device.write_block(slot, 1, os.urandom(4096), 1, 2)
+    device.checkpoint()
+    assert device.tags_settled == overwrites_in_place, "another block of the same slot has its place"
+    other = device.alloc(1, 1)
+    device.free_slot(other)
+    assert not device.tags_settled
+    device.checkpoint()
+    assert device.tags_settled == overwrites_in_place
+    device.alloc(1, 1)
+    assert not device.tags_settled, "a slot that is given out again is given out"
+
+
+def test_tags_of_an_earlier_start_are_not_taken_for_synced(path):
+    device = BlockDevice.open(path, cluster_id=CLUSTER, boot_id=BOOT)
+    device.recover()
+    device.alloc(1, 0)
+    device.checkpoint()
+    device.close(clean=False)
+    device = BlockDevice.open(path, cluster_id=CLUSTER, boot_id=BOOT)
+    assert not device.tags_settled
+    device.close()
+
+
 # -- journal
 
 

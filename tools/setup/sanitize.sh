@@ -26,10 +26,9 @@ export PYTHONMALLOC=malloc PYTHONPATH=$PWD
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
 export LD_PRELOAD
 if [ $# -eq 0 ]; then
-    # What drives the engines from Python; the linters have nothing to find here.
-    set -- --ignore tests/unit/test_architecture.py
-    for layer in unit golden property; do
-        [ ! -d "tests/$layer" ] || set -- "tests/$layer" "$@"
-    done
+    # Every test that drives the engines, in its own process or in one that it starts.
+    drives='^(from|import) (datapath|sdcengine_fakes|tests\.support\.sdspair)|"tools" / "fuzz"'
+    # shellcheck disable=SC2046
+    set -- $(grep -rlE "$drives" tests/unit tests/integration tests/property --include 'test_*.py' | sort)
 fi
 exec "$python" -m pytest -q -p no:cacheprovider -o timeout=600 -o faulthandler_timeout=550 "$@"
