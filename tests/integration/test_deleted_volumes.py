@@ -49,4 +49,3 @@ async def test_a_volume_of_which_the_sds_never_held_anything_is_forgotten_too(tm
         for volume_id in range(1, VOLUMES + 1):
             await deleted(sds, mdm, volume_id)
         await poll_until_async(lambda: holdings(sds) == before, what="an engine that holds what it held at first")
-
