@@ -51,7 +51,7 @@ class Membership:
     def __init__(self) -> None:
         self.sds: dict[int, SdsRuntime] = {}
         self.sds_stats: dict[int, dict[str, Any]] = {}
-        """``Target.stats`` as each SDS last reported it. One that is gone still holds what it held, and that is used."""
+        """``Target.stats`` as each SDS last reported it. One that is gone still holds what it held: it is used."""
         self.sdc: dict[int, SdcRuntime] = {}
         self.nodes: dict[str, Candidate] = {}
         self.seen: set[int] = set()
