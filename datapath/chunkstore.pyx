@@ -4,7 +4,7 @@ The order on disk: intent durable, then bytes, then tag. A crash between them le
 in a chunk whose intent is there, which recovery finds and the pair settles.
 """
 
-from libc.errno cimport EIO, ENOSPC, errno
+from libc.errno cimport EAGAIN, EIO, ENOSPC, errno
 from libc.stdlib cimport calloc
 from libc.stdint cimport int64_t
 from datapath.device cimport (
@@ -67,19 +67,24 @@ cdef inline TargetVolume* volume_of(Engine* e, uint64_t volume_id) noexcept nogi
     return NULL if v == NULL else <TargetVolume*>v.user
 
 
-cdef bint room_for(Engine* e, uint64_t volume_id) noexcept nogil:
-    """A thin volume leaves the room that thick volumes were promised and do not use yet."""
+cdef int room_for(Engine* e, uint64_t volume_id) noexcept nogil:
+    """0; -EAGAIN when there is room after the next checkpoint, which lets freed slots go; -ENOSPC. A thin volume leaves
+    the room that thick volumes were promised and do not use yet."""
     cdef TargetVolume* v = volume_of(e, volume_id)
-    cdef uint64_t free = 0, used_by_thick = 0
+    cdef uint64_t free = 0, resting = 0, used_by_thick = 0, kept = 0
     cdef uint32_t i
-    if e.reserved == 0 or (v != NULL and v.thick):
-        return True
     for i in range(e.device_count):
-        free += e.devices[i].d.free_count
-    for i in range(e.map.capacity):
-        if e.map.table[i] != NULL and e.map.table[i].user != NULL and (<TargetVolume*>e.map.table[i].user).thick:
-            used_by_thick += (<TargetVolume*>e.map.table[i].user).slots
-    return used_by_thick >= e.reserved or free > e.reserved - used_by_thick
+        if e.devices[i].d.failed == 0:
+            free += e.devices[i].d.free_count
+            resting += e.devices[i].d.quarantine_count - e.devices[i].refused
+    if e.reserved and (v == NULL or not v.thick):
+        for i in range(e.map.capacity):
+            if e.map.table[i] != NULL and e.map.table[i].user != NULL and (<TargetVolume*>e.map.table[i].user).thick:
+                used_by_thick += (<TargetVolume*>e.map.table[i].user).slots
+        kept = e.reserved - min(e.reserved, used_by_thick)
+    if free > kept:
+        return 0
+    return -EAGAIN if free + resting > kept else -ENOSPC
 
 
 cdef int chunk_allocate(Engine* e, Chunk* c, uint32_t epoch) noexcept nogil:
@@ -87,16 +92,16 @@ cdef int chunk_allocate(Engine* e, Chunk* c, uint32_t epoch) noexcept nogil:
     cdef DeviceState* ds
     cdef TargetVolume* v
     cdef int64_t slot
+    cdef int error
     if c.slot != SLOT_NONE:
         return 0
-    if not room_for(e, c.volume_id):
-        return -ENOSPC
+    error = room_for(e, c.volume_id)
+    if error < 0:
+        return error
     for i in range(e.device_count):
         if e.devices[i].d.failed == 0 and e.devices[i].d.free_count and (
                 best == e.device_count or e.devices[i].d.free_count > e.devices[best].d.free_count):
             best = i
-    if best == e.device_count:
-        return -ENOSPC
     ds = &e.devices[best]
     slot = device_slot_alloc(ds.d, c.volume_id, c.index, epoch)
     if slot < 0:
@@ -188,12 +193,13 @@ cdef int chunk_discard(Engine* e, Chunk* c, uint32_t first, uint32_t count, uint
     return device_tags_write(d, c.slot, first, count, fresh)
 
 
-cdef void chunk_trim(Engine* e, Chunk* c) noexcept nogil:
+cdef void chunk_trim(Engine* e, Chunk* c, bint refused) noexcept nogil:
     cdef TargetVolume* v
     if c.slot == SLOT_NONE or c.live_blocks or c.ops != NULL or c.unsynced or e.devices[c.device].d.failed:
         return
     if device_slot_free(e.devices[c.device].d, c.slot) < 0:
         return                                             # the journal is full: the next time
+    e.devices[c.device].refused += refused
     c.slot = SLOT_NONE
     c.generation = 0
     e.devices[c.device].d.needs_sync = True

@@ -204,6 +204,7 @@ cdef void checkpoint_done(Engine* e, DeviceState* ds) noexcept nogil:
         device_failed(e, ds)
         return
     device_checkpoint_end(ds.d)
+    ds.refused = 0
     e.counters.checkpoints += 1
     emit(e, EV_CHECKPOINT, 0, ds.checkpoint_generation, 0, e.now_ns - ds.checkpoint_started_ns, NULL, 0)
 

@@ -150,6 +150,7 @@ cdef void op_unlink(Op* op) noexcept nogil:
 cdef void op_finish(Engine* e, Op* op) noexcept nogil:
     """Answers, lets go of everything, lets whoever waited go on."""
     cdef Chunk* chunk = op.chunk
+    cdef bint refused = op.status == ST_NO_SPACE
     cdef uint64_t ns = e.now_ns - op.started_ns
     if op.kind != KIND_READ:
         reply_to(e, op.conn_id, &op.h, op.status, op.seq)
@@ -174,7 +175,7 @@ cdef void op_finish(Engine* e, Op* op) noexcept nogil:
     if chunk != NULL:
         chunk_continue(e, chunk)
         if chunk.ops == NULL and chunk.live_blocks == 0:
-            chunk_trim(e, chunk)
+            chunk_trim(e, chunk, refused)
 
 
 cdef void op_settle(Engine* e, Op* op, uint32_t bit, uint32_t status) noexcept nogil:
@@ -254,8 +255,6 @@ cdef void op_start(Engine* e, Op* op) noexcept nogil:
             emit(e, EV_NO_SPACE, chunk.index, chunk.volume_id, 0, 0, NULL, 0)
         op_settle(e, op, PENDING_LOCAL, status_of(error))
         return
-    if fresh and op.kind == KIND_WRITE:
-        op.state = STATE_REMOTE_FIRST
     if chunk_durable(e, chunk):
         journaled(e, op)
         return
@@ -276,7 +275,9 @@ cdef void journaled(Engine* e, Op* op) noexcept nogil:
     if (op.kind == KIND_WRITE or op.kind == KIND_DISCARD) and not may_still(e, op):
         op_settle(e, op, PENDING_LOCAL, ST_NOT_AUTHORIZED)
         return
-    if op.state == STATE_REMOTE_FIRST:
+    if op.kind == KIND_WRITE and op.chunk.live_blocks == 0:
+        # The other copy may have no slot for the chunk yet, and find none: it is asked before anything is applied here.
+        op.state = STATE_REMOTE_FIRST
         if op.chunk.unsynced:
             op_settle(e, op, PENDING_LOCAL, ST_NOT_READY)
             return

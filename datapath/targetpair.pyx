@@ -249,7 +249,7 @@ cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
                       volume_commit(e, chunk.volume_id) else ST_OK)
             following = chunk.ops                          # the list may have changed: from the start
         op = following
-    chunk_trim(e, chunk)
+    chunk_trim(e, chunk, False)
     sync_continue(e)
     if s.chunk == NULL:
         emit(e, EV_PEER_SYNCED, (<Session*>c.user).node_id, s.chunks, s.pulled, s.pushed, NULL, 0)

@@ -120,6 +120,7 @@ cdef struct DeviceState:
     uint64_t checkpoint_generation
     uint64_t checkpoint_started_ns
     uint64_t generation
+    uint32_t refused                 # of the resting slots, given back as the other copy had no room: not waited for
     Op* journal_head
     Op* journal_tail
     Op* sync_now                     # wait for the running sync

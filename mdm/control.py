@@ -161,7 +161,8 @@ class Control:
         if runtime is None or runtime.session is not session:
             return  # Removed, or connected again.
         failed = bool(runtime.failed_devices)
-        runtime.stats = _stats(params.get("stats"), 4)
+        if stats := _stats(params.get("stats"), 4):  # empty while it does not serve: it holds what it held
+            self._membership.sds_stats[sds_id] = stats
         runtime.failed_devices = _failed_devices(params.get("failed_devices"))
         runtime.reported_at = trio.current_time()
         if bool(runtime.failed_devices) is not failed:

@@ -6,7 +6,7 @@ Pure bookkeeping: no await, no socket. What of it must not be forgotten (states,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,13 +27,12 @@ class Candidate:
 
 @dataclass
 class SdsRuntime:
-    """``reported_at`` on trio's clock; ``stats`` as ``Target.stats`` (empty until it serves)."""
+    """``reported_at`` on trio's clock."""
 
     session: Session
     serving: bool
     """It has come with its devices."""
     reported_at: float
-    stats: dict[str, Any] = field(default_factory=dict)
     failed_devices: list[tuple[int, str]] = field(default_factory=list)
 
 
@@ -51,6 +50,8 @@ class Membership:
 
     def __init__(self) -> None:
         self.sds: dict[int, SdsRuntime] = {}
+        self.sds_stats: dict[int, dict[str, Any]] = {}
+        """``Target.stats`` as each SDS last reported it. One that is gone still holds what it held: it is used."""
         self.sdc: dict[int, SdcRuntime] = {}
         self.nodes: dict[str, Candidate] = {}
         self.seen: set[int] = set()
@@ -90,15 +91,15 @@ class Membership:
     def thin_slots(self, state: State) -> dict[int, int]:
         """Slots that thin volumes occupy on each SDS, as last reported."""
         return {
-            sds_id: sum(chunks for volume_id, (chunks, *_) in self._volumes(runtime) if _is_thin(state, volume_id))
-            for sds_id, runtime in self.sds.items()
+            sds_id: sum(chunks for volume_id, (chunks, *_) in _volumes(stats) if _is_thin(state, volume_id))
+            for sds_id, stats in self.sds_stats.items()
         }
 
     def written_chunks(self, volume_id: int) -> tuple[int, int]:
         """(chunks, blocks) of a volume that hold data, counted once, at their primaries."""
         chunks = blocks = 0
-        for runtime in self.sds.values():
-            for key, (_, _, primary_chunks, primary_blocks) in self._volumes(runtime):
+        for stats in self.sds_stats.values():
+            for key, (_, _, primary_chunks, primary_blocks) in _volumes(stats):
                 if key == volume_id:
                     chunks += primary_chunks
                     blocks += primary_blocks
@@ -109,9 +110,10 @@ class Membership:
         thin = (volume for volume in state.volumes_of(pool_id) if not volume.thick)
         return sum(self.written_chunks(volume.volume_id)[0] for volume in thin) * chunk_bytes
 
-    @staticmethod
-    def _volumes(runtime: SdsRuntime) -> Iterator[tuple[int, tuple[int, int, int, int]]]:
-        yield from runtime.stats.get("volumes", {}).items()
+
+def _volumes(stats: dict[str, Any]) -> Iterable[tuple[int, tuple[int, int, int, int]]]:
+    found: dict[int, tuple[int, int, int, int]] = stats.get("volumes", {})
+    return found.items()
 
 
 def _is_thin(state: State, volume_id: int) -> bool:

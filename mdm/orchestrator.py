@@ -114,6 +114,7 @@ class Orchestrator:
 
     async def _after_remove_sds(self, command: commands.RemoveSds, outcome: Outcome) -> None:
         runtime = self.membership.sds.pop(command.sds_id, None)
+        self.membership.sds_stats.pop(command.sds_id, None)
         if runtime is not None:
             await self._tell([runtime.session], "stop", {})
         await self._tell_peers(outcome.state)

@@ -84,8 +84,8 @@ class View:
     def used_bytes(self) -> Mapping[int, int]:
         """Net bytes written per volume, as the SDSs last reported: each block counts where its primary copy is."""
         used: dict[int, int] = {}
-        for runtime in self.membership.sds.values():
-            for volume_id, (_, _, _, primary_blocks) in runtime.stats.get("volumes", {}).items():
+        for stats in self.membership.sds_stats.values():
+            for volume_id, (_, _, _, primary_blocks) in stats.get("volumes", {}).items():
                 used[volume_id] = used.get(volume_id, 0) + primary_blocks * BLOCK_SIZE_BYTES
         return used
 
@@ -178,7 +178,7 @@ class View:
 
     def sds(self, sds: Sds) -> Object:
         runtime = self.membership.sds.get(sds.sds_id)
-        stats = {} if runtime is None else runtime.stats
+        stats = self.membership.sds_stats.get(sds.sds_id, {})
         failed = [] if runtime is None else runtime.failed_devices
         fault_set = None if sds.fault_set_id is None else self.state.fault_sets[sds.fault_set_id]
         return with_gb(

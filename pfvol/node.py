@@ -272,6 +272,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, metavar="FILE", help="its configuration (TOML)")
     parser.add_argument("--data-dir", type=Path, metavar="DIR")
     parser.add_argument("--ready-fd", type=int, metavar="N", help="gets a line of JSON when the node serves")
+    parser.add_argument("--json", action="store_true", help="an error is also a JSON document on stdout")
     given = parser.parse_args(argv)
     try:
         config = load(
@@ -280,6 +281,8 @@ def main(argv: list[str] | None = None) -> int:
         run(config, ready_fd=given.ready_fd)
     except Error as error:
         print(f"pfvol: {error}", file=sys.stderr)
+        if given.json:
+            print(json.dumps({"error": error.to_wire()}, indent=2, default=str))
         return error.exit_code
     except Exception:
         traceback.print_exc()

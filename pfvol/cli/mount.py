@@ -80,7 +80,7 @@ def mount(
             )
             pid = 0 if foreground else launch.start(spec)
         if foreground:
-            launch.run_in_foreground(spec)
+            launch.run_in_foreground(spec, json_errors=cli.out.json)
     except BaseException:
         records.stop_embedded_cluster(data_dir)
         raise

@@ -40,5 +40,6 @@ def run(
     argv = [sys.executable, "-m", "pfvol.node"]
     for option, value in given.items():
         argv += [] if value is None else [option, str(value)]
+    argv += ["--json"] if settings(ctx).out.json else []
     # Replaced, not called: the service manager's process is the node itself, and the command line's memory is gone.
     os.execv(sys.executable, argv)

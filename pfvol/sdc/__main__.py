@@ -40,6 +40,8 @@ def main() -> int:
         get_logger(__name__).error("the mount has failed", reason=str(error), exc_info=code == EXIT_BUG)
         if arguments.ready_fd is None:
             print(f"pfvol: {error}", file=sys.stderr)
+        if arguments.json:
+            print(json.dumps({"error": error.to_wire()}, indent=2, default=str))
     finally:
         _end(arguments)
     return code
@@ -53,6 +55,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("-o", dest="options", default="")
     parser.add_argument("--ready-fd", type=int)
     parser.add_argument("--log-level", default="info")
+    parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
 

@@ -84,10 +84,11 @@ def start(launch: Launch) -> int:
     raise InternalError(f"the mount's daemon ended without a word; its log is {log_path}")
 
 
-def run_in_foreground(launch: Launch) -> NoReturn:
-    """Becomes the daemon: logs on stderr, ends at SIGINT or SIGTERM or with the mount."""
+def run_in_foreground(launch: Launch, *, json_errors: bool = False) -> NoReturn:
+    """Becomes the daemon: logs on stderr, ends at SIGINT or SIGTERM or with the mount. With ``json_errors`` it also
+    prints what it could not do as a JSON document."""
     records.prepare(launch.data_dir)
-    command = launch.command()
+    command = [*launch.command(), *(["--json"] if json_errors else [])]
     os.chdir("/")
     sys.stdout.flush()
     os.execve(command[0], command, environment())

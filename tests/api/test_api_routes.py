@@ -389,14 +389,18 @@ async def test_used_capacity_is_what_servers_report(api: Api) -> None:
             session=None,  # type: ignore[arg-type]
             reported_at=0.0,
             serving=True,
-            stats={"slots_used": 3, "volumes": {number: (3, 128, 2, primary_blocks)}},
             failed_devices=[(4, "gone")] if sds_id == 1 else [],
         )
+        api.membership.sds_stats[sds_id] = {"slots_used": 3, "volumes": {number: (3, 128, 2, primary_blocks)}}
     assert (await api.client.get("/vol/v"))["used_capacity_bytes"] == 128 * 4096
     assert (await api.client.get("/pool/pool"))["used_capacity_bytes"] == 128 * 4096
     sds = await api.client.get("/sds/s1")
     assert sds["used_capacity_bytes"] == 3 * CHUNK_SIZE_BYTES
     assert sds["failed_devices"] == [{"index": 4, "message": "gone"}]
+    # One that is gone still holds what it held: nothing becomes free by that.
+    del api.membership.sds[1]
+    assert (await api.client.get("/vol/v"))["used_capacity_bytes"] == 128 * 4096
+    assert (await api.client.get("/sds/s1"))["used_capacity_bytes"] == 3 * CHUNK_SIZE_BYTES
 
 
 async def test_events(api: Api) -> None:

@@ -201,3 +201,23 @@ def test_error_document_is_the_only_document(tmp_path: Path) -> None:
     result = run_cli("vol", "list", "--json", data_dir=tmp_path)
     assert list(json.loads(result.stdout)) == ["error"]
     assert list(result.json["error"]) == ["code", "message", "details"]
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (("node", "run", "--name", "n1", "--capabilities", "sds", "--config", "/nonexistent"), "config"),
+        (("--mdm", NOWHERE, "mount", "--foreground", "."), "config"),  # no secret to speak to it with
+    ],
+)
+def test_a_process_in_the_foreground_tells_its_failure_in_json_too(
+    tmp_path: Path, command: tuple[str, ...], code: str
+) -> None:
+    """Goal: the commands that become another program keep the promise of ``--json``."""
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    words = [str(mountpoint) if word == "." else word for word in command]
+    result = run_cli(*words, data_dir=tmp_path / "data", json_output=True)
+    assert result.json["error"]["code"] == code
+    assert result.json["error"]["message"] in result.stderr
+    assert result.code == EXIT_USAGE

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tests.support.waiting import poll_until
 MIB = 1024**2
 CHUNK_BYTES = 4 * MIB
 POOL_CHUNKS = 16
+BLOCK_BYTES = 128 * 1024
 
 
 def test_a_full_pool_refuses_the_write_and_keeps_the_rest(fresh_cluster: Callable[..., Any]) -> None:
@@ -49,3 +51,34 @@ def test_a_full_pool_refuses_the_write_and_keeps_the_rest(fresh_cluster: Callabl
         assert cluster.run("vol", "verify", "thin").code == 0
     finally:
         os.close(descriptor)
+
+
+def test_writers_at_once_find_the_pool_full(fresh_cluster: Callable[..., Any]) -> None:
+    """Goal: servers that fill up unevenly, with several writes to one new chunk under way, refuse all or none of each:
+    no chunk is left with copies that differ, and what was acknowledged is there."""
+    cluster = fresh_cluster(sds=3, devices=1, device_size_bytes=POOL_CHUNKS * CHUNK_BYTES)
+    cluster.volume("thin", "400MiB", sdc="host")
+    mount = cluster.mount(sdc="host", options=["io_deadline=20"])
+    written: dict[int, bytes] = {}
+    refused: list[int | None] = []
+
+    def write(offset: int) -> None:
+        block = os.urandom(BLOCK_BYTES)
+        try:
+            os.pwrite(descriptor, block, offset)
+        except OSError as error:
+            refused.append(error.errno)
+        else:
+            written[offset] = block
+
+    descriptor = os.open(mount.volume("thin"), os.O_RDWR | os.O_DIRECT)
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            # The blocks of a chunk one after another: they are under way at the same time.
+            list(pool.map(write, range(0, 100 * CHUNK_BYTES, CHUNK_BYTES // 8)))
+        assert set(refused) == {errno.ENOSPC}
+        for offset in range(0, 100 * CHUNK_BYTES, CHUNK_BYTES // 8):
+            assert os.pread(descriptor, BLOCK_BYTES, offset) == written.get(offset, bytes(BLOCK_BYTES))
+    finally:
+        os.close(descriptor)
+    assert cluster.run("vol", "verify", "thin").code == 0
