@@ -1,23 +1,45 @@
 """The two-copies protocol (docs/internals/protocol.md) as a state machine small enough to be searched whole.
 
-One chunk of one block, two or three SDSs, the MDM, two clients. A state is a tuple; ``successors`` yields every state that one
-step of anybody can lead to. Time is only this: a lease lapses at some step, and who waits one out goes on when it has
-lapsed. A frozen process is one that takes no steps while its lease lapses. Messages may be delayed for ever, overtake
-those of other connections, and die with their connection. ``wrong`` names mistakes to build in, for the search to find.
+One block, two or three SDSs, the MDM, clients that write; anybody may read at any instant. ``successors`` yields every
+state that one step of anybody can lead to. What never happens is a step that is not taken: a lost message, a frozen
+process, an MDM that is away. Where one side waits for another's lease to lapse, the step after the wait takes the lease
+away: an earlier lapse only forbids things. A restart is one step, because a dead process takes none.
 
-Clients' calls are judged by ``Register``: the state holds every order of the calls so far that a single register
-could have carried out, and the search has found an error when there is none left.
+``wrong`` names a mistake to build in, for the search to find.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+from tests.model import register
+from tests.model.register import Orders
+
 T = TypeVar("T")
+Tag = tuple[int, int, int]  # epoch, incarnation of the primary, count
 
 NONE = -1
-WRITE, READ = "write", "read"
-ANSWERS = ("written", "read done")
+WRITE, REPLICATE, CONFIRM = "write", "replicate", "confirm"
+
+VARIANTS = (
+    "acknowledged before the shrink",
+    "no lease wait",
+    "no lease wait after a restart",
+    "stale copy promoted",
+    "client fan-out",
+    "session not fenced",
+    "operation ids forgotten",
+    "sent again, answered early",
+    "secondary first",
+    "learner counted early",
+    "no agreement",
+    "newer copy wins against a survivor",
+    "restarted primary shrinks",
+    "restarted secondary promoted",
+    "shrink before the own copy is written",
+    "writes begun while it asks to be alone",
+    "sequence used again",
+)
 
 
 class Map(NamedTuple):
@@ -35,76 +57,64 @@ class Pending(NamedTuple):
     client: int
     call: int
     value: int
-    tag: tuple[int, int]
+    tag: Tag
     waits: tuple[int, ...]  # members that have not confirmed
     applied: bool
+    before: tuple[Tag, int]  # what a crash may leave on the disk instead
 
 
 class Sds(NamedTuple):
-    up: bool
     view: Map | None  # None: the MDM has not spoken to this process yet
-    grants: bool  # renews the lease of its peer
     leased: bool  # holds a lease from its peer
-    tag: tuple[int, int]
+    tag: Tag
     value: int
     pending: Pending | None
-    sessions: tuple[int, ...]  # per client: the newest that was seen
-    links: tuple[int, ...]  # per SDS: the newest connection that it has opened to us
-    link: int  # serial of our connection to the secondary
     done: tuple[int, ...]  # per client: the newest call that was applied
     copied: bool  # as primary: the learner has all that we have
-    agreed: bool  # since this process began, or the connection: the pair's copies were compared
+    agreed: bool  # has been in the set since it knew everything, or has compared copies
+    starts: int  # incarnation
 
 
 class Message(NamedTuple):
     kind: str
-    source: int
+    source: int  # SDS, or client of a WRITE
     target: int
-    session: int  # of the connection
+    session: int  # of the client's connection
     epoch: int
     client: int
     call: int
     value: int
-    tag: tuple[int, int]
+    tag: Tag
 
 
 class Client(NamedTuple):
-    call: int  # index in its program of the call under way or next
+    call: int  # number of the call under way or next
     open: bool
     session: int
     sends: int
+    answered: bool  # the answer is on its way
+    again: bool  # nobody alive knows of the open call: sent again, it may be carried out again
 
 
 class State(NamedTuple):
     map: Map
-    promoting: int  # the MDM asks this secondary to take over
     servers: tuple[Sds, ...]
     clients: tuple[Client, ...]
     messages: frozenset[Message]
-    orders: frozenset["Order"]
+    orders: Orders
     crashes: int
-    lapses: int
-
-
-class Order(NamedTuple):
-    """One way in which a register could have carried out the calls so far."""
-
-    value: int
-    done: tuple[int, ...]  # per client: NONE when its open call has not happened yet, else its result
 
 
 @dataclass(frozen=True)
 class Bounds:
     servers: int = 2
-    programs: tuple[tuple[str, ...], ...] = ((WRITE, WRITE), (READ, READ))
+    writes: tuple[int, ...] = (1, 1)  # per client
     epochs: int = 3
     crashes: int = 1
-    lapses: int = 2
-    sends: int = 2
+    sends: int = 2  # of one write
 
 
-def value_of(client: int, call: int) -> int:
-    return 10 * (client + 1) + call
+Steps = Iterator[tuple[str, State]]
 
 
 class Protocol:
@@ -117,151 +127,166 @@ class Protocol:
 
     def start(self) -> State:
         first = Map(1, 0, 1, NONE)
-        count = len(self.bounds.programs)
-        fresh = Sds(
-            True, first, True, True, (0, 0), 0, None, (0,) * count, (0,) * self.bounds.servers, 0, (NONE,) * count, False, True
-        )
-        spare = fresh._replace(leased=False)
-        servers = (fresh, fresh) + (spare,) * (self.bounds.servers - 2)
-        orders = frozenset({Order(0, (NONE,) * count)})
-        return State(first, NONE, servers, (Client(0, False, 0, 0),) * count, frozenset(), orders, 0, 0)
+        nothing = (NONE,) * len(self.bounds.writes)
+        member = Sds(first, True, (0, 0, 0), 0, None, nothing, False, True, 0)
+        spare = member._replace(leased=False, agreed=False)
+        servers = (member, member) + (spare,) * (self.bounds.servers - 2)
+        clients = (Client(0, False, 0, 0, False, False),) * len(self.bounds.writes)
+        return State(first, servers, clients, frozenset(), register.FRESH, 0)
 
-    def successors(self, s: State) -> Iterator[tuple[str, State]]:
-        yield from self._clients(s)
+    def successors(self, s: State) -> Steps:
+        for step, after in self._steps(s):
+            yield step, self._tidy(after)
+
+    def error(self, s: State) -> str:
+        if not s.orders:
+            return "no register could have answered so"
+        copies = {(server.tag, server.value) for server in s.servers}
+        return "" if len(copies) == len({tag for tag, _ in copies}) else "equal tags, different bytes"
+
+    def _steps(self, s: State) -> Steps:
+        for c, client in enumerate(s.clients):
+            yield from self._client(s, c, client)
         for message in s.messages:
             after = self._deliver(s, message)
             if after is not None:
-                yield f"{message.kind} {message.source}>{message.target}", after
+                yield f"{message.kind} {message.value} from {message.source} arrives at {message.target}", after
         for i, server in enumerate(s.servers):
-            if server.up:
-                yield from self._server(s, i, server)
+            yield from self._server(s, i, server)
         yield from self._mdm(s)
-        yield from self._faults(s)
 
     # -- clients
 
-    def _clients(self, s: State) -> Iterator[tuple[str, State]]:
-        for c, client in enumerate(s.clients):
-            program = self.bounds.programs[c]
-            if client.call == len(program) or client.sends == self.bounds.sends:
-                continue
-            kind = program[client.call]
-            begun = s
-            targets = self._targets(s, kind, client)
-            for target in targets:
-                session = client.session + (1 if client.open else 0)  # sent again: on a new connection
-                message = Message(kind, c, target, session, s.map.epoch, c, client.call, value_of(c, client.call), (0, 0))
-                sent = client._replace(open=True, session=session, sends=client.sends + 1)
-                yield f"client {c} {kind}s at {target}", begun._replace(
-                    clients=put(begun.clients, c, sent), messages=begun.messages | {message}
-                )
-            if kind == WRITE and self.wrong == "client fan-out" and not client.open:
-                members = [m for m in s.map[1:3] if m != NONE]
-                messages = {
-                    Message("scatter", c, m, client.session, s.map.epoch, c, client.call, value_of(c, client.call), (0, 0))
-                    for m in members
-                }
-                sent = client._replace(open=True, sends=self.bounds.sends)
-                yield f"client {c} writes at all", begun._replace(
-                    clients=put(begun.clients, c, sent), messages=begun.messages | messages
-                )
+    def _client(self, s: State, c: int, client: Client) -> Steps:
+        if client.answered:
+            yield f"client {c} has its answer", self._finish(s, c)
+        if client.call == self.bounds.writes[c] or client.sends == self.bounds.sends:
+            return
+        if self.wrong == "client fan-out":
+            if not client.open:
+                yield f"client {c} writes {value_of(c, client.call)} at both", self._scatter(s, c, client)
+            return
+        session = client.session + client.open  # sent again: on a new connection
+        sent = client._replace(open=True, session=session, sends=client.sends + 1)
+        begun = self._opened(s._replace(clients=put(s.clients, c, sent)))
+        what = f"client {c} {'re' * client.open}sends write {value_of(c, client.call)}"
+        for i, epoch in self._primaries(s):
+            message = Message(WRITE, c, i, session, epoch, c, client.call, value_of(c, client.call), (0, 0, 0))
+            after = self._request(begun, message, s.servers[i])
+            if after is not None:
+                yield f"{what} to {i}", after
+            if client.open or sent.sends < self.bounds.sends:
+                yield f"{what} to {i}, slowly", begun._replace(messages=begun.messages | {message})
 
-    def _targets(self, s: State, kind: str, client: Client) -> list[int]:
-        if kind == WRITE:
-            return [] if self.wrong == "client fan-out" else [s.map.primary]
-        return [member for member in s.map[1:3] if member != NONE]
+    def _primaries(self, s: State) -> set[tuple[int, int]]:
+        """A client may have any map: whoever takes itself for the primary may be asked."""
+        asked = {(i, v.view.epoch) for i, v in enumerate(s.servers) if v.view is not None and v.view.primary == i}
+        return asked | {(s.map.primary, s.map.epoch)}
+
+    def _opened(self, s: State) -> State:
+        calls = tuple((c, value_of(c, k.call), k.again) for c, k in enumerate(s.clients) if k.open)
+        return s._replace(orders=register.closed(s.orders, calls))
+
+    def _answer(self, s: State, c: int, call: int) -> State:
+        client = s.clients[c]
+        if client.call != call or not client.open or client.answered:
+            return s
+        s = s._replace(clients=put(s.clients, c, client._replace(answered=True)))
+        return s if client.sends < self.bounds.sends else self._finish(s, c)
+
+    def _finish(self, s: State, c: int) -> State:
+        client = s.clients[c]
+        after = client._replace(call=client.call + 1, open=False, sends=0, answered=False, again=False)
+        orders = register.written(s.orders, c)
+        return self._opened(s._replace(clients=put(s.clients, c, after), orders=orders))
+
+    def _scatter(self, s: State, c: int, client: Client) -> State:
+        """Wrong: the client writes all copies itself, and takes the last answer for all."""
+        sent = client._replace(open=True, sends=self.bounds.sends)
+        value = value_of(c, client.call)
+        messages = {Message(WRITE, c, m, 0, s.map.epoch, c, client.call, value, (0, 0, value)) for m in s.map[1:3]}
+        return self._opened(s._replace(clients=put(s.clients, c, sent), messages=s.messages | messages))
 
     # -- messages
 
     def _deliver(self, s: State, m: Message) -> State | None:
-        gone = s._replace(messages=s.messages - {m})
-        if m.kind in ANSWERS:
-            client = s.clients[m.target]
-            if client.call != m.call or not client.open:
-                return gone
-            done = client._replace(call=client.call + 1, open=False, sends=0)
-            return gone._replace(
-                clients=put(s.clients, m.target, done), orders=answered(closure(s, self.bounds.programs), m.target, m.kind == "written", m.value)
-            )
+        """None: it has no effect, now or ever. Those that never will have are dropped by ``_tidy``."""
         server = s.servers[m.target]
-        if not server.up:
-            return gone
-        if m.kind in (WRITE, READ, "scatter"):
-            return self._request(gone, m, server)
-        if m.kind == "replicate":
-            return self._replicate(gone, m, server)
-        return self._confirmed(gone, m, server)
+        if m.kind == WRITE:
+            return self._request(s, m, server)
+        s = s._replace(messages=s.messages - {m})
+        view = server.view
+        if view is None or view.epoch != m.epoch:
+            return None
+        return self._replicate(s, m, server) if m.kind == REPLICATE else self._confirmed(s, m, server)
 
     def _request(self, s: State, m: Message, server: Sds) -> State | None:
-        if m.session < server.sessions[m.client] and self.wrong != "session not fenced":
-            return s
-        server = server._replace(sessions=put(server.sessions, m.client, max(m.session, server.sessions[m.client])))
-        seen = s._replace(servers=put(s.servers, m.target, server))
-        if not self._serves(server, m.target) or server.view is None or server.view.epoch != m.epoch:
-            return seen
-        if m.kind == READ:
-            if server.pending is not None:
-                return None  # held: it is delivered when the write has ended
-            return send(seen, Message("read done", m.target, m.client, 0, 0, m.client, m.call, server.value, (0, 0)))
-        if m.kind == "scatter":
-            return self._scattered(seen, m, server)
-        if server.view.primary != m.target:
-            return seen
+        view = server.view
+        if view is None or view.epoch != m.epoch or not self._serves(server, m.target):
+            return None
+        s = s._replace(messages=s.messages - {m})
+        if self.wrong == "client fan-out":
+            return self._scattered(s, m, server)
+        if view.primary != m.target:
+            return None
+        older = {o for o in s.messages if o.kind == WRITE and o.source == m.source and o.target == m.target}
+        if any(o.session == m.session and o.call < m.call for o in older):
+            return None  # one connection keeps its order
+        if self.wrong != "session not fenced":
+            s = s._replace(messages=s.messages - {o for o in older if o.session < m.session})
         if server.pending is not None and self.wrong != "sent again, answered early":
             return None  # behind the write under way, which may be this very one
         if m.call == server.done[m.client] and self.wrong != "operation ids forgotten":
-            return send(seen, Message("written", m.target, m.client, 0, 0, m.client, m.call, 0, (0, 0)))
-        if server.pending is not None:
+            return self._answer(s, m.client, m.call)
+        asking = view.secondary not in (NONE, s.map.secondary) and s.map.primary == m.target
+        if server.pending is not None or (asking and self.wrong != "writes begun while it asks to be alone"):
             return None
-        return self._begin_write(seen, m, server, server.view)
+        return self._begin_write(s, m, server, view)
 
     def _scattered(self, s: State, m: Message, server: Sds) -> State:
-        """Wrong: the client writes all copies itself, and takes the last answer for all."""
-        tag = (server.tag[0], server.tag[1] + 1)
-        s = s._replace(servers=put(s.servers, m.target, server._replace(tag=tag, value=m.value)))
-        if any(other.kind == "scatter" and other.client == m.client and other.call == m.call for other in s.messages):
+        s = s._replace(servers=put(s.servers, m.target, server._replace(tag=m.tag, value=m.value)))
+        if any(o.client == m.client and o.call == m.call for o in s.messages):
             return s
-        return send(s, Message("written", m.target, m.client, 0, 0, m.client, m.call, 0, (0, 0)))
+        return self._answer(s, m.client, m.call)
 
     def _begin_write(self, s: State, m: Message, server: Sds, view: Map) -> State:
-        tag = (view.epoch, server.tag[1] + 1)
-        waits = tuple(member for member in (view.secondary, view.learner) if member != NONE)
+        starts = 0 if self.wrong == "sequence used again" else server.starts
+        tag = (view.epoch, starts, server.tag[2] + 1 if server.tag[:2] == (view.epoch, starts) else 1)
+        waits = tuple(member for member in view[2:4] if member != NONE)
         first = self.wrong == "secondary first" and view.secondary != NONE
-        pending = Pending(m.client, m.call, m.value, tag, waits, not first)
+        pending = Pending(m.client, m.call, m.value, tag, waits, not first, (server.tag, server.value))
         server = server._replace(pending=pending)
         if not first:
             server = server._replace(tag=tag, value=m.value, done=put(server.done, m.client, m.call))
-        s = s._replace(servers=put(s.servers, m.target, server))
-        for member in waits:
-            s = send(s, Message("replicate", m.target, member, server.link, view.epoch, m.client, m.call, m.value, tag))
-        return self._settle(s, m.target)
+        return self._settle(self._forward(s._replace(servers=put(s.servers, m.target, server)), m.target), m.target)
 
-    def _replicate(self, s: State, m: Message, server: Sds) -> State:
-        if m.session < server.links[m.source] and self.wrong != "session not fenced":
+    def _forward(self, s: State, i: int) -> State:
+        """Sends the primary's write to all that have not confirmed it."""
+        server = s.servers[i]
+        p, view = server.pending, server.view
+        if p is None or view is None or not p.waits:
             return s
-        server = server._replace(links=put(server.links, m.source, max(m.session, server.links[m.source])))
-        seen = s._replace(servers=put(s.servers, m.target, server))
-        view = server.view
-        if view is None or view.epoch != m.epoch or view.primary != m.source or m.target not in (view.secondary, view.learner):
-            return seen
-        if s.promoting == m.target and not server.grants:
-            return seen  # asked to take over: the old epoch is refused
+        sent = {Message(REPLICATE, i, j, 0, view.epoch, p.client, p.call, p.value, p.tag) for j in p.waits}
+        return s._replace(messages=s.messages | sent)
+
+    def _replicate(self, s: State, m: Message, server: Sds) -> State | None:
+        if server.view is None or server.view.primary != m.source or m.target not in server.view[2:4]:
+            return None
         if m.tag > server.tag:
             server = server._replace(tag=m.tag, value=m.value)
-        server = server._replace(done=put(server.done, m.client, m.call))
-        seen = s._replace(servers=put(s.servers, m.target, server))
-        return send(seen, m._replace(kind="confirm", source=m.target, target=m.source))
+        server = server._replace(done=put(server.done, m.client, max(m.call, server.done[m.client])))
+        confirm = m._replace(kind=CONFIRM, source=m.target, target=m.source)
+        return s._replace(servers=put(s.servers, m.target, server), messages=s.messages | {confirm})
 
-    def _confirmed(self, s: State, m: Message, server: Sds) -> State:
+    def _confirmed(self, s: State, m: Message, server: Sds) -> State | None:
         pending = server.pending
-        if pending is None or pending.tag != m.tag or server.view is None or server.view.epoch != m.epoch:
-            return s
-        pending = pending._replace(waits=tuple(w for w in pending.waits if w != m.source))
+        if pending is None or pending.tag != m.tag:
+            return None
         if not pending.applied:
-            server = server._replace(tag=pending.tag, value=pending.value, done=put(server.done, m.client, m.call))
-            pending = pending._replace(applied=True)
-        s = s._replace(servers=put(s.servers, m.target, server._replace(pending=pending)))
-        return self._settle(s, m.target)
+            done = put(server.done, m.client, m.call)
+            server = server._replace(tag=pending.tag, value=pending.value, done=done)
+        pending = pending._replace(waits=tuple(w for w in pending.waits if w != m.source), applied=True)
+        return self._settle(s._replace(servers=put(s.servers, m.target, server._replace(pending=pending))), m.target)
 
     def _settle(self, s: State, i: int) -> State:
         """Answers the primary's write when nobody has to confirm any more."""
@@ -270,187 +295,200 @@ class Protocol:
         if pending is None or pending.waits or not self._serves(server, i):
             return s
         s = s._replace(servers=put(s.servers, i, server._replace(pending=None)))
-        return send(s, Message("written", i, pending.client, 0, 0, pending.client, pending.call, 0, (0, 0)))
+        return self._answer(s, pending.client, pending.call)
 
     def _serves(self, server: Sds, i: int) -> bool:
         view = server.view
-        if view is None or i not in (view.primary, view.secondary):
-            return False
-        return server.leased or view.secondary == NONE
+        return view is not None and i in view[1:3] and (server.leased or view.secondary == NONE)
 
     # -- servers
 
-    def _server(self, s: State, i: int, server: Sds) -> Iterator[tuple[str, State]]:
+    def _server(self, s: State, i: int, server: Sds) -> Steps:
         view = server.view
-        if view != s.map and self._may_learn(s, i, server):
-            yield f"{i} learns epoch {s.map.epoch}", self._learn(s, i, server)
+        if self._serves(server, i) and server.pending is None:  # a primary holds reads of what is under way
+            orders = register.read(s.orders, server.value)
+            if orders != s.orders:
+                yield f"{i} answers a read with {server.value}", self._opened(s._replace(orders=orders))
+        if s.crashes < self.bounds.crashes and view is not None:
+            yield from self._restarts(s, i, server)
+        if view != s.map:
+            yield f"{i} learns {s.map}", self._learn(s, i, server)
         if view is None:
             return
         if view.primary == i and view.secondary != NONE:
             yield from self._pair(s, i, server, view)
         if view.primary == i and view.learner != NONE:
             yield from self._copy(s, i, server, view)
-        if s.promoting == i and view == s.map and view.secondary == i:
-            if server.grants:
-                yield f"{i} refuses its primary", s._replace(servers=put(s.servers, i, server._replace(grants=False, leased=False)))
-            elif self._lapsed(s, view.primary):
-                taken = Map(view.epoch + 1, i, NONE, NONE)
-                yield f"{i} takes over", s._replace(map=taken, promoting=NONE)
+        may = server.agreed or self.wrong == "restarted secondary promoted"
+        if may and view.secondary == i and view == s.map and view.epoch < self.bounds.epochs:
+            # It has refused the old epoch, and has waited until the primary's lease must have lapsed.
+            taken = self._lapse(s, {view.primary}) if self.wrong != "no lease wait" else s
+            taken = taken._replace(map=Map(view.epoch + 1, i, NONE, NONE))
+            yield f"{i} takes over", self._learn(taken, i, server)
 
-    def _lapsed(self, s: State, member: int) -> bool:
-        """Whoever granted a lease has waited until it must have lapsed, also for a member that is frozen."""
-        return self.wrong == "no lease wait" or not s.servers[member].up or not s.servers[member].leased
+    def _lapse(self, s: State, members: set[int]) -> State:
+        return s._replace(servers=tuple(v._replace(leased=v.leased and i not in members) for i, v in enumerate(s.servers)))
 
-    def _pair(self, s: State, i: int, server: Sds, view: Map) -> Iterator[tuple[str, State]]:
-        other = s.servers[view.secondary]
-        together = other.up and other.view == view and server.grants and other.grants
-        agreed = server.agreed and other.agreed
-        if together and not agreed:
-            yield f"{i} and {view.secondary} agree", self._agree(s, i, view.secondary)
-        if together and (agreed or self.wrong == "no agreement") and not (server.leased and other.leased):
-            both = put(put(s.servers, i, server._replace(leased=True)), view.secondary, other._replace(leased=True))
-            yield f"{i} and {view.secondary} renew", self._settle(s._replace(servers=both), i)
-        if server.grants:
-            yield f"{i} gives {view.secondary} up", s._replace(servers=put(s.servers, i, server._replace(grants=False)))
-        elif s.map == view and view.epoch < self.bounds.epochs:
-            shrunk = Map(view.epoch + 1, i, NONE, NONE)
-            yield f"{i} has the set shrunk", s._replace(map=shrunk, promoting=NONE)
-        if not server.grants and self.wrong == "acknowledged before the shrink" and server.pending is not None:
-            early = server._replace(pending=server.pending._replace(waits=()))
-            yield f"{i} goes on alone", self._settle(s._replace(servers=put(s.servers, i, early)), i)
+    def _pair(self, s: State, i: int, server: Sds, view: Map) -> Steps:
+        j = view.secondary
+        other = s.servers[j]
+        if other.view == view and not (server.agreed and other.agreed):
+            yield f"{i} and {j} compare copies", self._agree(s, i, j)
+        if s.map == view and view.epoch < self.bounds.epochs:
+            if server.agreed or self.wrong == "restarted primary shrinks":
+                yield f"{i} has {j} taken out", self._shrink(s, i, server, view)
+        if self.wrong == "acknowledged before the shrink" and server.pending is not None:
+            alone = server._replace(pending=server.pending._replace(waits=()))
+            yield f"{i} goes on alone", self._settle(s._replace(servers=put(s.servers, i, alone)), i)
+
+    def _shrink(self, s: State, i: int, server: Sds, view: Map) -> State:
+        """The other member may show the write under way: from here on, a crash must not lose it."""
+        if server.pending is not None and self.wrong != "shrink before the own copy is written":
+            server = server._replace(pending=server.pending._replace(before=(server.tag, server.value)))
+        return s._replace(servers=put(s.servers, i, server), map=Map(view.epoch + 1, i, NONE, NONE))
 
     def _agree(self, s: State, i: int, j: int) -> State:
-        """The newer write wins on both sides, and what waited for the other side is settled by that."""
+        """Whoever has not restarted has everything that anybody was shown, and knows the operations."""
         server, other = s.servers[i], s.servers[j]
-        newer = max(server, other, key=lambda sds: sds.tag)
+        best = max(server, other, key=lambda sds: sds.tag)
         done = tuple(max(calls) for calls in zip(server.done, other.done, strict=True))
+        if server.agreed != other.agreed and self.wrong != "newer copy wins against a survivor":
+            best = server if server.agreed else other
+            done = best.done
         pending = None if server.pending is None else server.pending._replace(waits=())
-        same = {"tag": newer.tag, "value": newer.value, "agreed": True, "done": done}
-        server = server._replace(**same, pending=pending, link=server.link + 1)
-        other = other._replace(**same, links=put(other.links, i, server.link))
-        return self._settle(s._replace(servers=put(put(s.servers, i, server), j, other)), i)
+        server = copy_of(best, server)._replace(agreed=True, done=done, pending=pending)
+        other = copy_of(best, other)._replace(agreed=True, done=done)
+        s = s._replace(servers=put(put(s.servers, i, server), j, other))
+        if self.wrong != "session not fenced":  # a new connection: what was under way on the old one is refused
+            s = s._replace(messages=frozenset(m for m in s.messages if m.kind == WRITE or {m.source, m.target} != {i, j}))
+        return self._lease(s, i)
 
-    def _may_learn(self, s: State, i: int, server: Sds) -> bool:
-        """A new map is acted upon when the lease given to a member that it leaves out has lapsed."""
-        if s.map.primary != i or server.view is None or server.view.secondary in (NONE, s.map.secondary):
-            return True
-        left_out = server.view.secondary if server.view.primary == i else server.view.primary
-        return self._lapsed(s, left_out)
+    def _lease(self, s: State, i: int) -> State:
+        """The two members of i's view serve from now on, if they have the same view and have agreed."""
+        view = s.servers[i].view
+        if view is None or view.secondary == NONE:
+            return self._settle(s, i)
+        pair = s.servers[view.primary], s.servers[view.secondary]
+        if any(v.view != view or not (v.agreed or self.wrong == "no agreement") for v in pair):
+            return s
+        servers = put(s.servers, view.primary, pair[0]._replace(leased=True))
+        servers = put(servers, view.secondary, pair[1]._replace(leased=True))
+        return self._settle(s._replace(servers=servers), view.primary)
 
     def _learn(self, s: State, i: int, server: Sds) -> State:
-        pending = server.pending
-        if pending is not None:
-            if s.map.primary != i:
-                pending = None  # the client sends it again, to the new primary
-            else:
-                waits = tuple(w for w in pending.waits if w in (s.map.secondary, s.map.learner))
-                if not pending.applied:
-                    pending = None if self.wrong == "secondary first" else pending._replace(applied=True)
-                pending = None if pending is None else pending._replace(waits=waits)
-        joined = server.view is not None and s.map.primary == i and server.view.learner == s.map.secondary != NONE
-        was_learner = server.view is not None and server.view.learner == i == s.map.secondary
-        server = server._replace(view=s.map, grants=True, leased=False, pending=pending, copied=False)
-        if s.map.secondary == NONE or joined or was_learner:
-            server = server._replace(agreed=True)  # alone, or a copy that has all
-        if not joined:
-            server = server._replace(link=server.link + 1 if s.map.primary == i else server.link)
-        return self._settle(s._replace(servers=put(s.servers, i, server)), i)
+        old, new = server.view, s.map
+        leads, alone = new.primary == i, new.secondary == NONE
+        if leads and self.wrong != "no lease wait":
+            # A member left out may still serve; a process that restarted does not know whom it gave a lease.
+            if old is None and self.wrong != "no lease wait after a restart":
+                s = self._lapse(s, set(range(len(s.servers))) - set(new[1:3]))
+            if old is not None:
+                s = self._lapse(s, set(old[1:3]) - set(new[1:3]))
+        whole = old is not None and old.learner == new.secondary != NONE and i in new[1:3]
+        member = i in new[1:3]
+        server = server._replace(
+            view=new,
+            leased=False,
+            copied=False,
+            agreed=(leads and alone) or whole,
+            pending=self._carried(server.pending, new) if leads else None,  # else clients send it to the new primary
+            done=server.done if member or i == new.learner else (NONE,) * len(server.done),
+        )
+        return self._lease(self._forward(s._replace(servers=put(s.servers, i, server)), i), i)
 
-    def _copy(self, s: State, i: int, server: Sds, view: Map) -> Iterator[tuple[str, State]]:
+    def _carried(self, pending: Pending | None, new: Map) -> Pending | None:
+        if pending is None or not pending.applied:
+            return None
+        return pending._replace(waits=tuple(w for w in pending.waits if w in new[2:4]))
+
+    def _copy(self, s: State, i: int, server: Sds, view: Map) -> Steps:
         learner = s.servers[view.learner]
-        if learner.up and learner.view == view and server.pending is None and not server.copied:
-            same = learner._replace(tag=server.tag, value=server.value, done=server.done)
+        if learner.view != view:
+            return
+        if server.pending is None and not server.copied:
+            same = copy_of(server, learner)._replace(done=server.done)
             both = put(put(s.servers, view.learner, same), i, server._replace(copied=True))
             yield f"{i} copies to {view.learner}", s._replace(servers=both)
         enough = server.copied or self.wrong == "learner counted early"
-        if enough and s.map == view and view.epoch < self.bounds.epochs and learner.up and learner.view == view:
+        if enough and s.map == view and view.epoch < self.bounds.epochs:
             yield f"{view.learner} joins", s._replace(map=Map(view.epoch + 1, i, view.learner, NONE))
+
+    def _restarts(self, s: State, i: int, server: Sds) -> Steps:
+        nothing = (NONE,) * len(server.done)
+        dead = server._replace(
+            view=None, leased=False, pending=None, done=nothing, copied=False, agreed=False, starts=server.starts + 1
+        )
+        members = s.map[1:3]
+        known = i not in members or any(j not in (i, NONE) and s.servers[j].agreed for j in members)
+        clients = tuple(
+            k._replace(again=k.again or (k.open and not known and server.done[c] == k.call))
+            for c, k in enumerate(s.clients)
+        )
+        after = s._replace(
+            clients=clients, crashes=s.crashes + 1, messages=frozenset(m for m in s.messages if m.target != i)
+        )
+        after = self._opened(after)
+        yield f"{i} restarts", after._replace(servers=put(s.servers, i, dead))
+        if server.pending is not None and server.pending.applied:
+            tag, value = server.pending.before
+            lost = dead._replace(tag=tag, value=value)
+            yield f"{i} restarts, write {server.value} lost", after._replace(servers=put(s.servers, i, lost))
 
     # -- the MDM
 
-    def _mdm(self, s: State) -> Iterator[tuple[str, State]]:
-        if s.map.epoch >= self.bounds.epochs:
+    def _mdm(self, s: State) -> Steps:
+        if s.map.epoch >= self.bounds.epochs or s.map.secondary != NONE or s.map.learner != NONE:
             return
-        if s.promoting == NONE and s.map.secondary != NONE:
-            yield "the MDM gives the primary up", s._replace(promoting=s.map.secondary)
-        if s.map.secondary == NONE and s.map.learner == NONE:
-            for i, server in enumerate(s.servers):
-                if server.up and i != s.map.primary:
-                    yield f"{i} is to learn", s._replace(map=s.map._replace(epoch=s.map.epoch + 1, learner=i))
-                if server.up and i != s.map.primary and self.wrong == "stale copy promoted" and not s.servers[s.map.primary].up:
-                    yield f"{i} is promoted", s._replace(map=Map(s.map.epoch + 1, i, NONE, NONE))
-
-    # -- faults
-
-    def _faults(self, s: State) -> Iterator[tuple[str, State]]:
         for i, server in enumerate(s.servers):
-            if server.up and server.leased and s.lapses < self.bounds.lapses:
-                lapsed = server._replace(leased=False)
-                yield f"the lease of {i} lapses", s._replace(servers=put(s.servers, i, lapsed), lapses=s.lapses + 1)
-            if server.up and s.crashes < self.bounds.crashes:
-                count = len(self.bounds.programs)
-                dead = server._replace(
-                    up=False, view=None, grants=True, leased=False, pending=None, sessions=(0,) * count,
-                    links=(0,) * len(s.servers), done=(NONE,) * count, copied=False,
-                    agreed=False,
-                )  # fmt: skip
-                left = frozenset(m for m in s.messages if m.target != i or m.kind in ANSWERS)
-                yield (
-                    f"{i} dies",
-                    s._replace(servers=put(s.servers, i, dead), crashes=s.crashes + 1, messages=left),
-                )
-            if not server.up:
-                yield f"{i} returns", s._replace(servers=put(s.servers, i, server._replace(up=True)))
+            if i == s.map.primary:
+                continue
+            yield f"{i} is to learn", s._replace(map=s.map._replace(epoch=s.map.epoch + 1, learner=i))
+            if self.wrong == "stale copy promoted" and s.servers[s.map.primary].view is None:
+                yield f"{i} is promoted", s._replace(map=Map(s.map.epoch + 1, i, NONE, NONE))
+
+    # -- states that differ in nothing that matters
+
+    def _tidy(self, s: State) -> State:
+        messages = frozenset(m for m in s.messages if self._matters(s, m))
+        clients, moved = [], messages
+        for c, client in enumerate(s.clients):
+            slow = [m for m in messages if m.kind == WRITE and m.source == c]
+            serials = sorted({m.session for m in slow} | {client.session})
+            clients.append(client._replace(session=serials.index(client.session)))
+            moved = moved - set(slow) | {m._replace(session=serials.index(m.session)) for m in slow}
+        calls = tuple(min([k.call, *(m.call for m in moved if m.client == c)]) for c, k in enumerate(clients))
+        servers = tuple(
+            v._replace(done=tuple(NONE if d < first else d for d, first in zip(v.done, calls, strict=True)))
+            for v in s.servers
+        )
+        return s._replace(messages=moved, clients=tuple(clients), servers=servers)
+
+    def _matters(self, s: State, m: Message) -> bool:
+        """Whether it may still have an effect. An epoch never comes back, and neither does a role in it."""
+        target = s.servers[m.target]
+        view = target.view
+        if view is None:
+            return m.epoch >= s.map.epoch
+        if view.epoch != m.epoch:
+            return view.epoch < m.epoch
+        if m.kind == WRITE:
+            return view.primary == m.target or self.wrong == "client fan-out"
+        if m.kind == CONFIRM:
+            return target.pending is not None and target.pending.tag == m.tag and m.source in target.pending.waits
+        if view.primary != m.source or m.target not in view[2:4]:
+            return False
+        waiting = s.servers[m.source].pending
+        return m.tag > target.tag or (waiting is not None and waiting.tag == m.tag and m.target in waiting.waits)
 
 
-VARIANTS = (
-    "acknowledged before the shrink",
-    "no lease wait",
-    "stale copy promoted",
-    "client fan-out",
-    "session not fenced",
-    "operation ids forgotten",
-    "secondary first",
-    "learner counted early",
-    "no agreement",
-    "sent again, answered early",
-)
+def value_of(client: int, call: int) -> int:
+    return 10 * (client + 1) + call
+
+
+def copy_of(source: Sds, target: Sds) -> Sds:
+    """Equal tags are taken for equal bytes, as a resync does."""
+    return target if source.tag == target.tag else target._replace(tag=source.tag, value=source.value)
 
 
 def put(items: tuple[T, ...], index: int, item: T) -> tuple[T, ...]:
     return (*items[:index], item, *items[index + 1 :])
-
-
-def send(s: State, message: Message) -> State:
-    return s._replace(messages=s.messages | {message})
-
-
-# -- the register that the clients must not be able to tell from two copies
-
-def closure(s: State, programs: tuple[tuple[str, ...], ...]) -> frozenset[Order]:
-    """Every order after any of the open calls may have happened."""
-    found = set(s.orders)
-    todo = list(found)
-    while todo:
-        order = todo.pop()
-        for c, client in enumerate(s.clients):
-            if not client.open or order.done[c] != NONE:
-                continue
-            if programs[c][client.call] == WRITE:
-                value = value_of(c, client.call)
-                after = Order(value, put(order.done, c, value))
-            else:
-                after = Order(order.value, put(order.done, c, order.value))
-            if after not in found:
-                found.add(after)
-                todo.append(after)
-    return frozenset(found)
-
-
-def answered(orders: frozenset[Order], client: int, write: bool, value: int) -> frozenset[Order]:
-    """Those in which the call has happened, with that result."""
-    return frozenset(
-        Order(order.value, put(order.done, client, NONE))
-        for order in orders
-        if order.done[client] != NONE and (write or order.done[client] == value)
-    )

@@ -9,35 +9,44 @@ from tests.model.protocol import Protocol, State
 class Found:
     states: int
     depth: int
-    error: tuple[str, ...]  # the steps that led to it; empty: none
+    error: str  # empty: there is none in any state
+    steps: tuple[str, ...]  # that led to it
+
+    def __str__(self) -> str:
+        counted = f"{self.states} states, depth {self.depth}"
+        if not self.error:
+            return f"{counted}, no error"
+        lines = "".join(f"\n  {number}. {step}" for number, step in enumerate(self.steps, 1))
+        return f"{counted}: {self.error}{lines}"
 
 
-def search(protocol: Protocol, limit: int) -> Found:
-    """Raises ``RuntimeError`` when there are more than ``limit`` states: then nothing is known."""
+def search(protocol: Protocol, states_max: int) -> Found:
+    """Raises ``RuntimeError`` when there are more than ``states_max`` states: then nothing is known."""
     start = protocol.start()
-    came_from: dict[State, tuple[State, str] | None] = {start: None}
+    came_from: dict[State, State | None] = {start: None}
     level = [start]
     depth = 0
     while level:
         following = []
         for state in level:
-            for step, after in protocol.successors(state):
+            for _, after in protocol.successors(state):
                 if after in came_from:
                     continue
-                came_from[after] = (state, step)
-                if not after.orders:
-                    return Found(len(came_from), depth + 1, _way(came_from, after))
+                came_from[after] = state
                 following.append(after)
-        if len(came_from) > limit:
-            raise RuntimeError(f"more than {limit} states after {depth + 1} steps")
+                error = protocol.error(after)
+                if error:
+                    return Found(len(came_from), depth + 1, error, _way(protocol, came_from, after))
+        if len(came_from) > states_max:
+            raise RuntimeError(f"more than {states_max} states after {depth + 1} steps")
         level = following
-        depth += 1
-    return Found(len(came_from), depth, ())
+        depth += bool(following)
+    return Found(len(came_from), depth, "", ())
 
 
-def _way(came_from: dict[State, tuple[State, str] | None], state: State) -> tuple[str, ...]:
+def _way(protocol: Protocol, came_from: dict[State, State | None], state: State) -> tuple[str, ...]:
     steps = []
     while (before := came_from[state]) is not None:
-        state, step = before
-        steps.append(step)
+        steps.append(next(step for step, after in protocol.successors(before) if after == state))
+        state = before
     return tuple(reversed(steps))
