@@ -30,6 +30,7 @@ VARIANTS = (
     "session not fenced",
     "operation ids forgotten",
     "sent again, answered early",
+    "answer of an older connection taken",
     "secondary first",
     "learner counted early",
     "no agreement",
@@ -61,6 +62,7 @@ class Pending(NamedTuple):
     waits: tuple[int, ...]  # members that have not confirmed
     applied: bool
     before: tuple[Tag, int]  # what a crash may leave on the disk instead
+    heard: bool  # the connection that it came by is the client's newest
 
 
 class Sds(NamedTuple):
@@ -92,7 +94,7 @@ class Client(NamedTuple):
     open: bool
     session: int
     sends: int
-    answered: bool  # the answer is on its way
+    answered: bool  # the answer is on its way, by the newest connection
     again: bool  # nobody alive knows of the open call: sent again, it may be carried out again
 
 
@@ -136,7 +138,7 @@ class Protocol:
 
     def successors(self, s: State) -> Steps:
         for step, after in self._steps(s):
-            yield step, self._tidy(after)
+            yield step, self._seen(self._tidy(after))
 
     def error(self, s: State) -> str:
         if not s.orders:
@@ -144,7 +146,29 @@ class Protocol:
         copies = {(server.tag, server.value) for server in s.servers}
         return "" if len(copies) == len({tag for tag, _ in copies}) else "equal tags, different bytes"
 
+    def shown(self, s: State) -> dict[int, int]:
+        """What whom answers to a read: a primary holds reads of what is under way."""
+        return {i: v.value for i, v in enumerate(s.servers) if v.pending is None and self._serves(v, i)}
+
+    def _seen(self, s: State) -> State:
+        """Everybody who serves is read from, over and over: whatever can be seen later, it is wrong sooner with that."""
+        while True:
+            before = s.orders
+            for value in self.shown(s).values():
+                orders = register.read(s.orders, value)
+                if orders != s.orders:
+                    s = self._opened(s._replace(orders=orders))
+            if s.orders == before or not s.orders:
+                return s
+
     def _steps(self, s: State) -> Steps:
+        for c, client in enumerate(s.clients):
+            if client.answered:
+                yield f"client {c} has its answer", self._finish(s, c)
+                if self.wrong != "answer of an older connection taken":
+                    lost = client._replace(answered=False)
+                    yield f"client {c} loses its answer", s._replace(clients=put(s.clients, c, lost))
+                    return  # an answer that comes later only forbids less
         for c, client in enumerate(s.clients):
             yield from self._client(s, c, client)
         for message in s.messages:
@@ -158,8 +182,6 @@ class Protocol:
     # -- clients
 
     def _client(self, s: State, c: int, client: Client) -> Steps:
-        if client.answered:
-            yield f"client {c} has its answer", self._finish(s, c)
         if client.call == self.bounds.writes[c] or client.sends == self.bounds.sends:
             return
         if self.wrong == "client fan-out":
@@ -168,7 +190,7 @@ class Protocol:
             return
         session = client.session + client.open  # sent again: on a new connection
         sent = client._replace(open=True, session=session, sends=client.sends + 1)
-        begun = self._opened(s._replace(clients=put(s.clients, c, sent)))
+        begun = self._opened(s._replace(clients=put(s.clients, c, sent), servers=self._unheard(s, c)))
         what = f"client {c} {'re' * client.open}sends write {value_of(c, client.call)}"
         for i, epoch in self._primaries(s):
             message = Message(WRITE, c, i, session, epoch, c, client.call, value_of(c, client.call), (0, 0, 0))
@@ -182,6 +204,15 @@ class Protocol:
         """A client may have any map: whoever takes itself for the primary may be asked."""
         asked = {(i, v.view.epoch) for i, v in enumerate(s.servers) if v.view is not None and v.view.primary == i}
         return asked | {(s.map.primary, s.map.epoch)}
+
+    def _unheard(self, s: State, c: int) -> tuple[Sds, ...]:
+        """Answers to what the client has sent before go to a connection that it has closed."""
+        if self.wrong == "answer of an older connection taken":
+            return s.servers
+        return tuple(
+            v._replace(pending=v.pending._replace(heard=False)) if v.pending is not None and v.pending.client == c else v
+            for v in s.servers
+        )
 
     def _opened(self, s: State) -> State:
         calls = tuple((c, value_of(c, k.call), k.again) for c, k in enumerate(s.clients) if k.open)
@@ -236,12 +267,13 @@ class Protocol:
             s = s._replace(messages=s.messages - {o for o in older if o.session < m.session})
         if server.pending is not None and self.wrong != "sent again, answered early":
             return None  # behind the write under way, which may be this very one
+        heard = m.session == s.clients[m.client].session
         if m.call == server.done[m.client] and self.wrong != "operation ids forgotten":
-            return self._answer(s, m.client, m.call)
+            return self._answer(s, m.client, m.call) if heard else s
         asking = view.secondary not in (NONE, s.map.secondary) and s.map.primary == m.target
         if server.pending is not None or (asking and self.wrong != "writes begun while it asks to be alone"):
             return None
-        return self._begin_write(s, m, server, view)
+        return self._begin_write(s, m, server, view, heard)
 
     def _scattered(self, s: State, m: Message, server: Sds) -> State:
         s = s._replace(servers=put(s.servers, m.target, server._replace(tag=m.tag, value=m.value)))
@@ -249,12 +281,13 @@ class Protocol:
             return s
         return self._answer(s, m.client, m.call)
 
-    def _begin_write(self, s: State, m: Message, server: Sds, view: Map) -> State:
+    def _begin_write(self, s: State, m: Message, server: Sds, view: Map, heard: bool) -> State:
+        heard = heard or self.wrong == "answer of an older connection taken"
         starts = 0 if self.wrong == "sequence used again" else server.starts
         tag = (view.epoch, starts, server.tag[2] + 1 if server.tag[:2] == (view.epoch, starts) else 1)
         waits = tuple(member for member in view[2:4] if member != NONE)
         first = self.wrong == "secondary first" and view.secondary != NONE
-        pending = Pending(m.client, m.call, m.value, tag, waits, not first, (server.tag, server.value))
+        pending = Pending(m.client, m.call, m.value, tag, waits, not first, (server.tag, server.value), heard)
         server = server._replace(pending=pending)
         if not first:
             server = server._replace(tag=tag, value=m.value, done=put(server.done, m.client, m.call))
@@ -295,7 +328,7 @@ class Protocol:
         if pending is None or pending.waits or not self._serves(server, i):
             return s
         s = s._replace(servers=put(s.servers, i, server._replace(pending=None)))
-        return self._answer(s, pending.client, pending.call)
+        return self._answer(s, pending.client, pending.call) if pending.heard else s
 
     def _serves(self, server: Sds, i: int) -> bool:
         view = server.view
@@ -305,10 +338,6 @@ class Protocol:
 
     def _server(self, s: State, i: int, server: Sds) -> Steps:
         view = server.view
-        if self._serves(server, i) and server.pending is None:  # a primary holds reads of what is under way
-            orders = register.read(s.orders, server.value)
-            if orders != s.orders:
-                yield f"{i} answers a read with {server.value}", self._opened(s._replace(orders=orders))
         if s.crashes < self.bounds.crashes and view is not None:
             yield from self._restarts(s, i, server)
         if view != s.map:

@@ -47,6 +47,8 @@ def search(protocol: Protocol, states_max: int) -> Found:
 def _way(protocol: Protocol, came_from: dict[State, State | None], state: State) -> tuple[str, ...]:
     steps = []
     while (before := came_from[state]) is not None:
-        steps.append(next(step for step, after in protocol.successors(before) if after == state))
+        step = next(step for step, after in protocol.successors(before) if after == state)
+        shown = ", ".join(f"{i} shows {value}" for i, value in protocol.shown(state).items())
+        steps.append(f"{step}; {shown or 'nobody shows anything'}")
         state = before
     return tuple(reversed(steps))
