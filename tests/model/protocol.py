@@ -388,9 +388,13 @@ class Protocol:
         server = copy_of(best, server)._replace(agreed=True, done=done, pending=pending)
         other = copy_of(best, other)._replace(agreed=True, done=done)
         s = s._replace(servers=put(put(s.servers, i, server), j, other))
-        if self.wrong != "session not fenced":  # a new connection: what was under way on the old one is refused
-            s = s._replace(messages=frozenset(m for m in s.messages if m.kind == WRITE or {m.source, m.target} != {i, j}))
-        return self._lease(s, i)
+        return self._lease(self._connected(s, i, j), i)
+
+    def _connected(self, s: State, i: int, j: int) -> State:
+        """A new connection: what was under way on the one before is refused."""
+        if self.wrong == "session not fenced":
+            return s
+        return s._replace(messages=frozenset(m for m in s.messages if m.kind == WRITE or {m.source, m.target} != {i, j}))
 
     def _lease(self, s: State, i: int) -> State:
         """The two members of i's view serve from now on, if they have the same view and have agreed."""
@@ -437,7 +441,7 @@ class Protocol:
         if server.pending is None and not server.copied:
             same = copy_of(server, learner)._replace(done=server.done)
             both = put(put(s.servers, view.learner, same), i, server._replace(copied=True))
-            yield f"{i} copies to {view.learner}", s._replace(servers=both)
+            yield f"{i} copies to {view.learner}", self._connected(s._replace(servers=both), i, view.learner)
         enough = server.copied or self.wrong == "learner counted early"
         if enough and s.map == view and view.epoch < self.bounds.epochs:
             yield f"{view.learner} joins", s._replace(map=Map(view.epoch + 1, i, view.learner, NONE))
@@ -479,18 +483,23 @@ class Protocol:
 
     def _tidy(self, s: State) -> State:
         messages = frozenset(m for m in s.messages if self._matters(s, m))
-        clients, moved = [], messages
-        for c, client in enumerate(s.clients):
-            slow = [m for m in messages if m.kind == WRITE and m.source == c]
+        clients = s.clients
+        for c, client in enumerate(clients):
+            slow = {m for m in messages if m.kind == WRITE and m.source == c}
+            if client.session == 0 and not slow:
+                continue
             serials = sorted({m.session for m in slow} | {client.session})
-            clients.append(client._replace(session=serials.index(client.session)))
-            moved = moved - set(slow) | {m._replace(session=serials.index(m.session)) for m in slow}
-        calls = tuple(min([k.call, *(m.call for m in moved if m.client == c)]) for c, k in enumerate(clients))
-        servers = tuple(
-            v._replace(done=tuple(NONE if d < first else d for d, first in zip(v.done, calls, strict=True)))
-            for v in s.servers
-        )
-        return s._replace(messages=moved, clients=tuple(clients), servers=servers)
+            clients = put(clients, c, client._replace(session=serials.index(client.session)))
+            messages = messages - slow | {m._replace(session=serials.index(m.session)) for m in slow}
+        first = [k.call for k in clients]  # whose number anybody may still ask for
+        for m in messages:
+            first[m.client] = min(first[m.client], m.call)
+        servers = s.servers
+        for i, v in enumerate(servers):
+            if any(NONE < d < call for d, call in zip(v.done, first, strict=True)):
+                done = tuple(NONE if d < call else d for d, call in zip(v.done, first, strict=True))
+                servers = put(servers, i, v._replace(done=done))
+        return State(s.map, servers, clients, messages, s.orders, s.crashes)
 
     def _matters(self, s: State, m: Message) -> bool:
         """Whether it may still have an effect. An epoch never comes back, and neither does a role in it."""
