@@ -2,7 +2,8 @@
 
 One block, two or three SDSs, the MDM, clients that write; anybody may read at any instant. ``successors`` yields every
 state that one step of anybody can lead to. What never happens is a step that is not taken: a lost message, a frozen
-process, an MDM that is away. Where one side waits for another's lease to lapse, the step after the wait takes the lease
+process, an MDM that is away. A read is an instant at whoever serves, a call begins when its first message is sent and
+ends when its answer is: longer calls only allow more. Where one side waits for another's lease to lapse, the step after the wait takes the lease
 away: an earlier lapse only forbids things. A restart is one step, because a dead process takes none.
 
 ``wrong`` names a mistake to build in, for the search to find.
@@ -151,7 +152,7 @@ class Protocol:
         return {i: v.value for i, v in enumerate(s.servers) if v.pending is None and self._serves(v, i)}
 
     def _seen(self, s: State) -> State:
-        """Everybody who serves is read from, over and over: whatever can be seen later, it is wrong sooner with that."""
+        """Everybody who serves is read from, over and over: an error is only found sooner for it."""
         while True:
             before = s.orders
             for value in self.shown(s).values():
@@ -210,7 +211,9 @@ class Protocol:
         if self.wrong == "answer of an older connection taken":
             return s.servers
         return tuple(
-            v._replace(pending=v.pending._replace(heard=False)) if v.pending is not None and v.pending.client == c else v
+            v._replace(pending=v.pending._replace(heard=False))
+            if v.pending is not None and v.pending.client == c
+            else v
             for v in s.servers
         )
 
@@ -356,16 +359,18 @@ class Protocol:
             yield f"{i} takes over", self._learn(taken, i, server)
 
     def _lapse(self, s: State, members: set[int]) -> State:
-        return s._replace(servers=tuple(v._replace(leased=v.leased and i not in members) for i, v in enumerate(s.servers)))
+        return s._replace(
+            servers=tuple(v._replace(leased=v.leased and i not in members) for i, v in enumerate(s.servers))
+        )
 
     def _pair(self, s: State, i: int, server: Sds, view: Map) -> Steps:
         j = view.secondary
         other = s.servers[j]
         if other.view == view and not (server.agreed and other.agreed):
             yield f"{i} and {j} compare copies", self._agree(s, i, j)
-        if s.map == view and view.epoch < self.bounds.epochs:
-            if server.agreed or self.wrong == "restarted primary shrinks":
-                yield f"{i} has {j} taken out", self._shrink(s, i, server, view)
+        may = server.agreed or self.wrong == "restarted primary shrinks"
+        if may and s.map == view and view.epoch < self.bounds.epochs:
+            yield f"{i} has {j} taken out", self._shrink(s, i, server, view)
         if self.wrong == "acknowledged before the shrink" and server.pending is not None:
             alone = server._replace(pending=server.pending._replace(waits=()))
             yield f"{i} goes on alone", self._settle(s._replace(servers=put(s.servers, i, alone)), i)
@@ -394,7 +399,9 @@ class Protocol:
         """A new connection: what was under way on the one before is refused."""
         if self.wrong == "session not fenced":
             return s
-        return s._replace(messages=frozenset(m for m in s.messages if m.kind == WRITE or {m.source, m.target} != {i, j}))
+        return s._replace(
+            messages=frozenset(m for m in s.messages if m.kind == WRITE or {m.source, m.target} != {i, j})
+        )
 
     def _lease(self, s: State, i: int) -> State:
         """The two members of i's view serve from now on, if they have the same view and have agreed."""
@@ -451,12 +458,15 @@ class Protocol:
         dead = server._replace(
             view=None, leased=False, pending=None, done=nothing, copied=False, agreed=False, starts=server.starts + 1
         )
-        members = s.map[1:3]
-        known = i not in members or any(j not in (i, NONE) and s.servers[j].agreed for j in members)
-        clients = tuple(
-            k._replace(again=k.again or (k.open and not known and server.done[c] == k.call))
-            for c, k in enumerate(s.clients)
-        )
+        clients = s.clients
+        members = [j for j in s.map[1:3] if j != NONE]
+        if i in members and not any(s.servers[j].agreed for j in members if j != i):
+            # The last that knew of operations is gone: what it, or a disk, has of open ones may be carried out again.
+            left = {s.servers[j].value for j in members}
+            clients = tuple(
+                k._replace(again=k.again or (k.open and (server.done[c] == k.call or value_of(c, k.call) in left)))
+                for c, k in enumerate(clients)
+            )
         after = s._replace(
             clients=clients, crashes=s.crashes + 1, messages=frozenset(m for m in s.messages if m.target != i)
         )
@@ -472,7 +482,7 @@ class Protocol:
     def _mdm(self, s: State) -> Steps:
         if s.map.epoch >= self.bounds.epochs or s.map.secondary != NONE or s.map.learner != NONE:
             return
-        for i, server in enumerate(s.servers):
+        for i in range(len(s.servers)):
             if i == s.map.primary:
                 continue
             yield f"{i} is to learn", s._replace(map=s.map._replace(epoch=s.map.epoch + 1, learner=i))
