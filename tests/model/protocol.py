@@ -1,10 +1,11 @@
 """The two-copies protocol (docs/internals/protocol.md) as a state machine small enough to be searched whole.
 
-One block, two or three SDSs, the MDM, clients that write; anybody may read at any instant. ``successors`` yields every
-state that one step of anybody can lead to. What never happens is a step that is not taken: a lost message, a frozen
-process, an MDM that is away. A read is an instant at whoever serves, a call begins when its first message is sent and
-ends when its answer is: longer calls only allow more. Where one side waits for another's lease to lapse, the step after the wait takes the lease
-away: an earlier lapse only forbids things. A restart is one step, because a dead process takes none.
+One block, two or three SDSs, the MDM, clients that write; anybody may read at any instant. ``successors`` yields
+every state that one step of anybody can lead to. What never happens is a step that is not taken: a lost message, a
+frozen process, an MDM that is away. A read is an instant at whoever serves, a call begins when its first message is
+sent and ends when its answer is: longer calls only allow more. Where one side waits for another's lease to lapse, the
+step after the wait takes the lease away: an earlier lapse only forbids things. A restart is one step, because a dead
+process takes none.
 
 ``wrong`` names a mistake to build in, for the search to find.
 """

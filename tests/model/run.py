@@ -1,4 +1,4 @@
-"""``make model``: all bounds, then each mistake with the shortest way to what it breaks. Exit code 1: not as expected."""
+"""``make model``: all bounds, then each mistake with the shortest way to what it breaks. Exit code 1: unexpected."""
 
 import sys
 import time
