@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.model.bounds import QUICK, SHOWS
-from tests.model.protocol import VARIANTS, Protocol
+from tests.model.protocol import NONE, VARIANTS, Protocol, State
 from tests.model.search import search
 
 STATES_MAX = 200_000
@@ -21,6 +21,23 @@ def test_the_protocol_has_no_error(name: str) -> None:
     print(f"{name}: {found}")
     assert found.error == "", str(found)
     assert found.states >= STATES_MIN, str(found)
+
+
+class UntilBack(Protocol):
+    """Stops where the set has a second member again that serves, after all writes were answered."""
+
+    def error(self, s: State) -> str:
+        answered = all(client.call == count for client, count in zip(s.clients, self.bounds.writes, strict=True))
+        back = s.map.epoch > 1 and s.map.secondary != NONE and s.servers[s.map.secondary].leased
+        return "back" if answered and back and s.map.secondary == self.bounds.servers - 1 else ""
+
+
+@pytest.mark.parametrize("name", ["two clients, out and back in the set", "three servers"])
+def test_a_set_becomes_whole_again(name: str) -> None:
+    """Goal: the bounds are wide enough for a whole round: out of the set, writes, a copy, in again and serving."""
+    found = search(UntilBack(QUICK[name]), STATES_MAX)
+    print(f"{name}: {found}")
+    assert found.error == "back", str(found)
 
 
 def test_every_mistake_is_looked_for() -> None:
