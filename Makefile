@@ -12,7 +12,8 @@ SOURCES  := setup.py $(wildcard datapath/*.pyx datapath/*.pxd datapath/*.h)
 SANITIZE := build/sanitize
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench sanitize fuzz crash verify memory dist clean system-build system-demo system-test
+.PHONY: help build demo test lint bench model sanitize fuzz crash verify memory dist clean system-build system-demo \
+	system-test
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -42,6 +43,9 @@ lint: build  ## ruff, mypy, cython-lint, the import arrow: what the suite checks
 
 bench: system-demo build  ## the benchmark matrix on a mounted volume, then each layer (ARGS= goes to the program)
 	@$(RUN) -m tools.bench.run $(ARGS)
+
+model: build  ## the protocol of two copies searched within larger bounds, and each known mistake found
+	@$(RUN) -m tests.model.run
 
 sanitize: build  ## the engines' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@tools/setup/sanitize.sh $(RUN) $(SANITIZE) $(ARGS)
