@@ -49,6 +49,7 @@ cdef enum:
     PAYLOAD_TRIES_MAX = 5
     RANGE_TRIES_MAX = 20             # an extend reaches the SDSs a little later than the SDC
     EXPLORE_EVERY = 64               # reads between two that try the slower copy
+    OWES_NS = 20000000               # an answer due for longer says more than the latency of those before
     LATENCY_SCALE_BYTES = 16384      # a read of this many bytes counts for half its time
 
 
@@ -132,9 +133,9 @@ cdef inline void _need(Engine* e, Sds* s) noexcept nogil:
 # -- choosing an SDS
 
 cdef inline uint64_t _cost(const Engine* e, const Sds* s) noexcept nogil:
-    """What a read would cost there: its latency, or the age of what it owes if that is more, times those that wait."""
+    """What a read would cost there: its latency, or for how long it owes an answer, times those that wait."""
     cdef uint64_t age = 0 if list_empty(&s.in_flight) else e.now_ns - (<const Part*>s.in_flight.next).sent_ns
-    return (max(s.latency_ns, age) + 1) * (s.in_flight_count + 1)
+    return ((age if age > OWES_NS else s.latency_ns) + 1) * (s.in_flight_count + 1)
 
 
 cdef Sds* _reader(Engine* e, Part* p, Sds* first, Sds* second) noexcept nogil:

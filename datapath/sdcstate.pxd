@@ -245,6 +245,8 @@ cdef struct Engine:
     bint stopping
     bint has_channel
     int epoll_fd
+    int timer_fd
+    uint64_t timer_ns                # when it fires; 0: it is not set
     Ring commands
     Ring events
     Pool pool

@@ -43,7 +43,7 @@ cdef uint64_t clock_ns() noexcept nogil:
 
 cdef int engine_alloc(Engine* e) noexcept nogil:
     memset(e, 0, sizeof(Engine))
-    e.epoll_fd = -1
+    e.epoll_fd = e.timer_fd = -1
     e.commands.event_fd = -1
     e.events.event_fd = -1
     e.channel.fuse_fd = -1
