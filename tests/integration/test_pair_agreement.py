@@ -13,7 +13,7 @@ import trio
 from datapath import tags, wire
 from pfvol import handshake
 from tests.support.dataclient import DataClient, Reply
-from tests.support.sdspair import CLUSTER, SECRET, PlayedMdm, RunningSds, running_sds
+from tests.support.sdspair import CLUSTER, SECRET, PlayedMdm, RunningSds, running_pair, running_sds
 from tests.support.waiting import poll_until_async
 
 VOLUME, OWNER, SECONDARY = 5, 7, 2
@@ -185,3 +185,20 @@ async def test_a_write_to_disk_is_asked_of_the_other_copy_too(
     assert asked.header["flags"] & wire.FLAG_COMMIT == flags
     await secondary.answer(asked)
     assert (await client.receive()).status == wire.ST_OK
+
+
+async def test_the_largest_unaligned_write_reaches_both_copies(tmp_path: Path) -> None:
+    """It covers one block more than the largest aligned one, and copies are written in whole blocks."""
+    data = bytes(range(251)) * (wire.IO_SIZE_MAX // 251 + 1)
+    data = data[: wire.IO_SIZE_MAX]
+    mdm = PlayedMdm()
+    mdm.add_volume(VOLUME)
+    async with running_pair(tmp_path, mdm) as pair:
+        client = await pair.mapped_client(VOLUME, OWNER)
+        assert (await client.write_until_taken(VOLUME, data, offset=1000)).status == wire.ST_OK
+        other = await pair.two.client(OWNER)
+        assert (await other.capability(VOLUME, mdm.map(VOLUME, OWNER))).status == wire.ST_OK
+        for copy in (client, other):
+            whole = await copy.read(VOLUME, 0, 0, wire.IO_SIZE_MAX + 4096)
+            assert whole.status == wire.ST_OK
+            assert whole.payload[1000 : 1000 + len(data)] == data
