@@ -248,13 +248,14 @@ cdef void command(Engine* e, Message* m) noexcept nogil:
 
 
 cdef void flush_conns(Engine* e) noexcept nogil:
-    cdef uint32_t i = 0
+    cdef uint32_t place
     cdef Conn* c
     cdef int result
-    while i < e.dirty_count:
-        c = e.conns[e.dirty_places[i]]
-        e.dirty_place[e.dirty_places[i]] = False
-        i += 1
+    while e.dirty_count:                                   # a stack: dropping a connection makes others dirty again
+        e.dirty_count -= 1
+        place = e.dirty_places[e.dirty_count]
+        e.dirty_place[place] = False
+        c = e.conns[place]
         if c == NULL:
             continue
         result = conn_flush(c, &e.pool)
@@ -262,7 +263,6 @@ cdef void flush_conns(Engine* e) noexcept nogil:
             drop_conn(e, c)
         elif (result == 1) != c.want_write:
             arm(e, c, result == 1)
-    e.dirty_count = 0
 
 
 cdef void tick(Engine* e) noexcept nogil:
