@@ -88,6 +88,9 @@ cdef void seek_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogi
     cdef unsigned char bits[128]
     cdef Tag* tags
     cdef uint32_t i
+    if chunk != NULL and chunk.slot != SLOT_NONE and e.devices[chunk.device].d.failed:
+        reply_to(e, c.id, h, ST_IO_ERROR, 0)
+        return
     memset(bits, 0, sizeof(bits))
     reply_head(e, &r, h, ST_OK)
     if chunk == NULL or chunk.slot == SLOT_NONE:

@@ -30,12 +30,18 @@ cdef extern from "<unistd.h>" nogil:
 
 
 cdef uint32_t read_plan(Engine* e, Chunk* chunk, uint32_t first, uint32_t count, uint32_t* checks) noexcept nogil:
-    """Fills the check values. ST_OK, ST_CHECKSUM for an unknown block, or ST_COUNT when all of it reads as zeros."""
+    """Fills the check values. ST_OK, ST_CHECKSUM for an unknown block, or ST_COUNT when all of it reads as zeros.
+
+    A failed device answers nothing: the kernel may have dropped both a block and its tag that it could not write, and
+    what is read again is then the block before it, with a tag that vouches for it.
+    """
     cdef Tag* tags
     cdef uint32_t i
     cdef bint holes = True
     if chunk == NULL or chunk.slot == SLOT_NONE:
         return ST_COUNT
+    if e.devices[chunk.device].d.failed:
+        return ST_IO_ERROR
     tags = chunk_tags(e, chunk) + first
     for i in range(count):
         if tag_is_unknown(&tags[i]):
