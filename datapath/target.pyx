@@ -198,7 +198,8 @@ cdef void verify(Engine* e, Message* m) noexcept nogil:
     answer = <char*>calloc(1, 16384 + 128)
     if answer == NULL:
         return
-    device_verify_slot(e.devices[c.device].d, m.c, m.a, c.slot, e.scratch, <unsigned char*>answer + 16384)
+    if device_verify_slot(e.devices[c.device].d, m.c, m.a, c.slot, e.scratch, <unsigned char*>answer + 16384) < 0:
+        memset(answer + 16384, 0xff, 128)                  # not read: not one block of it is known to be good
     memcpy(answer, chunk_tags(e, c), 16384)
     emit(e, EV_VERIFIED, 1, m.b, 0, 0, answer, 16384 + 128)
     free(answer)
