@@ -190,31 +190,40 @@ cdef void tags_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
 
 
 cdef void dirty_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
-    """What of ours may differ, from number `offset` on."""
+    """What of ours may differ, from place `offset` of the table on.
+
+    Whole places at a time: chunks that agree with a third SDS between two frames must not shift the rest past the asker.
+    """
     cdef Header r
-    cdef unsigned char entry[16]
     cdef Chunk* chunk
-    cdef uint32_t i, seen = 0, told = 0
+    cdef uint32_t at = h.offset, told = 0, here
     cdef Buf* list = buf_get(&e.pool, DIRTY_PER_FRAME * 16)
     if list == NULL:
         reply_to(e, c.id, h, ST_BUSY, 0)
         return
-    reply_head(e, &r, h, ST_OK)
-    memset(entry, 0, 16)
-    for i in range(e.table_capacity):
-        chunk = e.table[i]
-        while chunk != NULL:
+    memset(list.data, 0, DIRTY_PER_FRAME * 16)
+    while at < e.table_capacity:
+        here = told
+        chunk = e.table[at]
+        while chunk != NULL and here <= DIRTY_PER_FRAME:
             if chunk.unsynced:
-                if seen >= h.offset and told < DIRTY_PER_FRAME - 1:
-                    memcpy(entry, &chunk.volume_id, 8)
-                    memcpy(entry + 8, &chunk.index, 4)
-                    memcpy(list.data + told * 16, entry, 16)
-                    told += 1
-                seen += 1
+                if here < DIRTY_PER_FRAME:
+                    memcpy(list.data + here * 16, &chunk.volume_id, 8)
+                    memcpy(list.data + here * 16 + 8, &chunk.index, 4)
+                here += 1
             chunk = chunk.hash_next
-    if h.offset + told < seen:
+        if here > DIRTY_PER_FRAME:
+            break
+        told = here
+        at += 1
+    if told == 0 and at < e.table_capacity:                # a frame full in one place: some 10^8 chunks that may differ
+        buf_put(&e.pool, list)
+        reply_to(e, c.id, h, ST_BUSY, 0)
+        return
+    reply_head(e, &r, h, ST_OK)
+    if at < e.table_capacity:
         r.flags = FLAG_REPLY_MORE
-    r.offset = h.offset + told
+    r.offset = at
     r.body_length = told * 16
     header_seal(&r)
     conn_append(c, &e.pool, &r, HEADER_SIZE)
