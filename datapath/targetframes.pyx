@@ -11,7 +11,7 @@ from datapath.tags cimport tag_check, tag_is_hole
 from datapath.targetdurability cimport flush_next
 from datapath.targetengine cimport (EV_CAPABILITY, emit, map_miss, mark_dirty, op_enter, op_new, peer_conn, reply_head,
                                     reply_to)
-from datapath.targetpair cimport PUSH_BLOCKS, secondary_answer
+from datapath.targetpair cimport PUSH_BLOCKS, agreed, secondary_answer
 from datapath.targetread cimport read_answer
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
@@ -295,9 +295,8 @@ cdef int primary_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) no
     elif h.opcode == OP_PING:
         if h.flags & FLAG_RESYNC and h.volume_id:
             chunk = chunk_find(e, h.volume_id, h.chunk_index)
-            if chunk != NULL and chunk.unsynced:
-                chunk.unsynced = False
-                e.unsynced_count -= 1
+            if chunk != NULL:
+                agreed(e, chunk)
         elif h.flags & FLAG_RESYNC:
             (<Session*>c.user).ready = True
         reply_to(e, c.id, h, ST_OK, 0)

@@ -8,6 +8,8 @@ cdef enum:
 
 # The chunk may differ from its other copy: it serves nothing until sync_continue has settled it.
 cdef void unsync(Engine* e, Chunk* c) noexcept nogil
+# It does not differ, or there is nothing of it to agree about.
+cdef void agreed(Engine* e, Chunk* c) noexcept nogil
 # An outgoing peer is there: asks what it may have missed.
 cdef void sync_begin(Engine* e, Conn* c) noexcept nogil
 # Goes on with the next chunk that may differ, for every peer that is ready.

@@ -33,6 +33,12 @@ cdef void unsync(Engine* e, Chunk* c) noexcept nogil:
         e.unsynced_count += 1
 
 
+cdef void agreed(Engine* e, Chunk* c) noexcept nogil:
+    if c.unsynced:
+        c.unsynced = False
+        e.unsynced_count -= 1
+
+
 cdef void ask(Engine* e, Conn* c, int opcode, uint64_t volume_id, uint32_t index, uint32_t offset, uint32_t length,
               uint32_t flags) noexcept nogil:
     cdef Header h
@@ -120,6 +126,8 @@ cdef void sync_continue(Engine* e) noexcept nogil:
                             s.outstanding = 1
                             s.failed = s.postponed = False
                             ask(e, c, OP_TAGS, chunk.volume_id, chunk.index, 0, 0, 0)
+                elif entry.secondary != e.sds_id and entry.learner != e.sds_id and chunk.slot == SLOT_NONE:
+                    agreed(e, chunk)                       # told of by a peer that has it with somebody else
             chunk = chunk.hash_next
 
 
@@ -236,9 +244,7 @@ cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
         return
     s.chunks += 1
     chunk.retry_ns = 0
-    if chunk.unsynced:                                     # else its volume was purged meanwhile
-        chunk.unsynced = False
-        e.unsynced_count -= 1
+    agreed(e, chunk)
     ask(e, c, OP_PING, chunk.volume_id, chunk.index, 0, 0, FLAG_RESYNC)
     op = chunk.ops
     while op != NULL:

@@ -7,7 +7,7 @@ from datapath.ondisk cimport SLOT_NONE
 from datapath.ring cimport Message
 from datapath.targetdurability cimport checkpoint_start
 from datapath.targetengine cimport EV_PURGED, EV_VOLUMES, emit, map_miss, op_settle
-from datapath.targetpair cimport sync_continue
+from datapath.targetpair cimport agreed, sync_continue
 from datapath.targetstate cimport *
 from datapath.volumemap cimport (MapEntry, MapVolume, map_lookup, map_segment_set, map_volume_add, map_volume_find,
                                  map_volume_remove)
@@ -103,9 +103,7 @@ cdef void purge(Engine* e) noexcept nogil:
             while c != NULL:
                 if c.volume_id == v.volume_id:
                     settle_purged(e, c)
-                    if c.unsynced:
-                        c.unsynced = False
-                        e.unsynced_count -= 1
+                    agreed(e, c)
                     if c.slot != SLOT_NONE:
                         if c.ops == NULL and device_slot_free(e.devices[c.device].d, c.slot) == 0:
                             c.slot = SLOT_NONE
