@@ -11,7 +11,7 @@ from datapath.tags cimport tag_check, tag_is_hole
 from datapath.targetdurability cimport flush_next
 from datapath.targetengine cimport (EV_CAPABILITY, emit, map_miss, mark_dirty, op_enter, op_new, peer_conn, reply_head,
                                     reply_to)
-from datapath.targetpair cimport PUSH_BLOCKS, agreed, secondary_answer
+from datapath.targetpair cimport PULL_BLOCKS_MAX, agreed, secondary_answer
 from datapath.targetread cimport read_answer
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
@@ -238,7 +238,7 @@ cdef void pull_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
     cdef Header r
     cdef Tag* tags
     cdef Buf* b
-    if chunk == NULL or chunk.slot == SLOT_NONE or h.length > PUSH_BLOCKS * BLOCK_SIZE:
+    if chunk == NULL or chunk.slot == SLOT_NONE or h.length > PULL_BLOCKS_MAX * BLOCK_SIZE:
         reply_to(e, c.id, h, ST_IO_ERROR, 0)
         return
     b = buf_get(&e.pool, 20 * count + h.length)

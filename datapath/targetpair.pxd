@@ -4,7 +4,7 @@ from datapath.targetstate cimport Chunk, Engine
 from datapath.wire cimport Header
 
 cdef enum:
-    PUSH_BLOCKS = 64                 # per frame: 256 KiB
+    PULL_BLOCKS_MAX = 64             # per frame: 256 KiB
 
 # The chunk may differ from its other copy: it serves nothing until sync_continue has settled it.
 cdef void unsync(Engine* e, Chunk* c) noexcept nogil
