@@ -321,27 +321,28 @@ cdef void run(Engine* e) noexcept nogil:
     iopool_stop(&e.io)
 
 
-cdef int last_checkpoint(Engine* e) noexcept nogil:
+cdef void last_checkpoint(Engine* e) noexcept nogil:
     """After the thread: everything synced, chunks that still may differ keep their intents."""
     cdef uint32_t i, at
+    cdef bint kept
     cdef Chunk* c
     cdef Device* d
     for i in range(e.device_count):
         d = e.devices[i].d
         if d.failed:
             continue
-        device_checkpoint_begin(d)
+        device_checkpoint_begin(d)                         # or goes on with the one that the stop cut off
+        kept = True
         for at in range(e.table_capacity):
             c = e.table[at]
             while c != NULL:
                 if (c.unsynced or c.ops != NULL) and (c.slot != SLOT_NONE and c.device == i
                                                       or c.slot == SLOT_NONE and i == 0):
-                    device_intent(d, c.volume_id, c.index, c.slot)
+                    kept = device_intent(d, c.volume_id, c.index, c.slot) >= 0 and kept
                 c = c.hash_next
         device_sync_begin(d)
-        if device_journal_commit(d) == 0 and device_sync_all(d) == 0 and device_journal_void(d) == 0:
+        if device_journal_commit(d) == 0 and device_sync_all(d) == 0 and kept and device_journal_void(d) == 0:
             device_checkpoint_end(d)
-    return 0
 
 
 cdef class Target:

@@ -4,8 +4,9 @@ Each device has at most one of each under way, on a pool thread; operations that
 """
 
 from datapath.device cimport (
-    device_checkpoint_begin, device_checkpoint_end, device_intent, device_journal_appended, device_journal_commit,
-    device_journal_durable, device_journal_void, device_sync, device_sync_all, device_sync_begin, device_writeback)
+    device_checkpoint_begin, device_checkpoint_end, device_fail, device_intent, device_journal_appended,
+    device_journal_commit, device_journal_durable, device_journal_void, device_sync, device_sync_all, device_sync_begin,
+    device_writeback)
 from datapath.chunkstore cimport chunk_intent
 from datapath.iopool cimport Job, iopool_submit
 from datapath.ondisk cimport SLOT_NONE
@@ -161,9 +162,10 @@ cdef void checkpoint_start(Engine* e) noexcept nogil:
     cdef uint32_t i, at
     cdef DeviceState* ds
     cdef Chunk* c
-    cdef int64_t generation
+    cdef int64_t generation, result
     for i in range(e.device_count):
         ds = &e.devices[i]
+        device_failed(e, ds)                               # also what failed where nobody told of it
         if ds.d.failed or ds.checkpoint:
             continue
         generation = device_checkpoint_begin(ds.d)
@@ -176,10 +178,13 @@ cdef void checkpoint_start(Engine* e) noexcept nogil:
         for at in range(e.table_capacity):
             c = e.table[at]
             while c != NULL:
+                result = 0
                 if c.slot != SLOT_NONE and c.device == i and (c.ops != NULL or c.unsynced):
-                    chunk_intent(e, c)
+                    result = chunk_intent(e, c)
                 elif c.slot == SLOT_NONE and c.unsynced and i == 0:
-                    device_intent(ds.d, c.volume_id, c.index, SLOT_NONE)
+                    result = device_intent(ds.d, c.volume_id, c.index, SLOT_NONE)
+                if result < 0:                             # would be lost with the older generation
+                    device_fail(ds.d, <int>result)
                 c = c.hash_next
         ds.checkpoint_mark = device_journal_appended(ds.d)
         ds.checkpoint = 1
