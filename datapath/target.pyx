@@ -401,10 +401,11 @@ cdef class Target:
             c.device = at
             for i in range(1024):
                 c.live_blocks += not tag_is_hole(&chunk_tags(self.e, c)[i])
-        for volume_id, index, _ in device.dirty:
-            unsync(self.e, chunk_get(self.e, volume_id, index))
-        for volume_id, index in device.freed:
-            unsync(self.e, chunk_get(self.e, volume_id, index))
+        for volume_id, index in [chunk[:2] for chunk in device.dirty] + device.freed:
+            c = chunk_get(self.e, volume_id, index)
+            if c == NULL:
+                raise MemoryError
+            unsync(self.e, c)
 
     def start(self):
         self.started = True

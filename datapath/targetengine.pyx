@@ -116,13 +116,17 @@ cdef uint32_t status_of(int error) noexcept nogil:
 
 cdef Op* op_new(Engine* e) noexcept nogil:
     cdef Op* op = e.free_ops
+    cdef Op** grown
     cdef uint32_t at, serial
     if op == NULL:
+        if e.op_count % 256 == 0:
+            grown = <Op**>realloc(e.ops, (e.op_count + 256) * sizeof(Op*))
+            if grown == NULL:
+                return NULL
+            e.ops = grown
         op = <Op*>calloc(1, sizeof(Op))
         if op == NULL:
             return NULL
-        if e.op_count % 256 == 0:
-            e.ops = <Op**>realloc(e.ops, (e.op_count + 256) * sizeof(Op*))
         op.slot_of_op = e.op_count
         e.ops[e.op_count] = op
         e.op_count += 1

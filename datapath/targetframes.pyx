@@ -122,7 +122,7 @@ cdef void capability_shown(Engine* e, Conn* c, Header* h, char* body) noexcept n
 
 cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noexcept nogil:
     cdef uint32_t status
-    cdef Chunk* chunk
+    cdef Chunk* chunk = NULL
     cdef Op* op
     cdef bint write = h.opcode == OP_WRITE or h.opcode == OP_DISCARD
     if h.opcode == OP_CAPABILITY:
@@ -147,7 +147,9 @@ cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noe
     if h.opcode == OP_SEEK:
         seek_answer(e, c, h, chunk_find(e, h.volume_id, h.chunk_index))
         return 0
-    op = op_new(e)
+    if write:
+        chunk = chunk_get(e, h.volume_id, h.chunk_index)
+    op = NULL if write and chunk == NULL else op_new(e)
     if op == NULL:
         reply_to(e, c.id, h, ST_BUSY, 0)
         return 0
@@ -159,7 +161,6 @@ cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noe
         op.pending = PENDING_SYNC
         flush_next(e, op)
         return 0
-    chunk = chunk_get(e, h.volume_id, h.chunk_index)
     if h.opcode == OP_WRITE:
         op.kind = KIND_WRITE
         op.owner = buf_ref(owner)
@@ -312,8 +313,8 @@ cdef int primary_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) no
             reply_to(e, c.id, h, ST_PAYLOAD, 0)
             return 0
         chunk = chunk_get(e, h.volume_id, h.chunk_index)
-        op = op_new(e)
-        if op == NULL or chunk == NULL:
+        op = NULL if chunk == NULL else op_new(e)
+        if op == NULL:
             reply_to(e, c.id, h, ST_BUSY, 0)
             return 0
         op.conn_id = c.id
