@@ -11,14 +11,14 @@ from posix.unistd cimport close
 from datapath.blockfile cimport BlockDevice
 from datapath.device cimport (
     Device, device_checkpoint_begin, device_checkpoint_end, device_intent, device_journal_commit, device_journal_void,
-    device_sync_all, device_sync_begin, device_verify_slot)
+    device_slot_free, device_sync_all, device_sync_begin, device_tags, device_verify_slot)
 from datapath.chunkstore cimport chunk_find, chunk_get, chunk_tags
-from datapath.connection cimport conn_destroy, conn_flush, conn_init, conn_receive, pool_destroy, pool_init
+from datapath.connection cimport buf_put, conn_destroy, conn_flush, conn_init, conn_receive, pool_destroy, pool_init
 from datapath.histogram cimport hist_list
 from datapath.iopool cimport Job, iopool_start, iopool_stop, iopool_take
-from datapath.ondisk cimport SLOT_NONE, SLOT_USED
+from datapath.ondisk cimport SLOT_NONE, SLOT_USED, Tag
 from datapath.ring cimport Message, ring_clear, ring_destroy, ring_init, ring_pop, ring_push, ring_retry
-from datapath.tags cimport tag_is_hole
+from datapath.tags cimport tag_is_hole, tag_newer
 from datapath.targetengine cimport *
 from datapath.targetstate cimport *
 from datapath.targetdurability cimport checkpoint_start, durability_done
@@ -28,7 +28,7 @@ from datapath.targetread cimport read_done
 from datapath.targetvolumes cimport (forget_dropped, misses_answered, purge, segment, volume_get,
                                      volume_report)
 from datapath.volumemap cimport map_destroy, map_init
-from datapath.wire cimport Header, ST_OK, bad_frame_text, OP_CAPABILITY
+from datapath.wire cimport CHUNK_BLOCKS, Header, ST_OK, bad_frame_text, OP_CAPABILITY
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -345,6 +345,19 @@ cdef void last_checkpoint(Engine* e) noexcept nogil:
             device_checkpoint_end(d)
 
 
+cdef bint tags_later(const Tag* tags, const Tag* than) noexcept nogil:
+    """Whether the latest write of the one slot came after all those of the other."""
+    cdef const Tag* latest = &than[0]
+    cdef uint32_t i
+    for i in range(CHUNK_BLOCKS):
+        if tag_newer(than[i].epoch, than[i].seq, latest):
+            latest = &than[i]
+    for i in range(CHUNK_BLOCKS):
+        if tag_newer(tags[i].epoch, tags[i].seq, latest):
+            return True
+    return False
+
+
 cdef class Target:
     cdef Engine* e
     cdef object thread, devices, volumes_seen
@@ -397,15 +410,31 @@ cdef class Target:
             c = chunk_get(self.e, d.slots[slot].volume_id, d.slots[slot].chunk_index)
             if c == NULL:
                 raise MemoryError
+            if c.slot != SLOT_NONE and not self._replaces(c, d, slot):
+                continue
             c.slot = slot
             c.device = at
-            for i in range(1024):
+            c.live_blocks = 0
+            for i in range(CHUNK_BLOCKS):
                 c.live_blocks += not tag_is_hole(&chunk_tags(self.e, c)[i])
         for volume_id, index in [chunk[:2] for chunk in device.dirty] + device.freed:
             c = chunk_get(self.e, volume_id, index)
             if c == NULL:
                 raise MemoryError
             unsync(self.e, c)
+
+    cdef bint _replaces(self, Chunk* c, Device* d, uint32_t slot) except -1:
+        """Of a chunk's slots on two devices the one with the latest write stays, the other is given back.
+
+        A crash leaves two when the chunk gave its slot back, got one on another device, and the first device's journal
+        had not told of it yet: what is there is older than all that was written since.
+        """
+        cdef Device* other = self.e.devices[c.device].d
+        cdef bint later = tags_later(device_tags(d, slot), device_tags(other, c.slot))
+        cdef int error = device_slot_free(other, c.slot) if later else device_slot_free(d, slot)
+        if error < 0:
+            raise OSError(-error, (<bytes>strerror(-error)).decode())
+        return later
 
     def start(self):
         self.started = True
@@ -562,9 +591,23 @@ cdef class Target:
     def __dealloc__(self):
         # The thread holds a reference to this object: it has ended, or was never started. (self.thread says nothing
         # here: the garbage collector has cleared it.)
+        cdef Chunk* c
+        cdef uint32_t i
         if self.e == NULL:
             return
         iopool_stop(&self.e.io)
+        for i in range(self.e.op_count):
+            if self.e.ops[i].owner != NULL:
+                buf_put(&self.e.pool, self.e.ops[i].owner)
+            free(self.e.ops[i])
+        for i in range(self.e.table_capacity if self.e.table != NULL else 0):
+            while self.e.table[i] != NULL:
+                c = self.e.table[i]
+                self.e.table[i] = c.hash_next
+                free(c)
+        for i in range(self.e.map.capacity):
+            if self.e.map.table[i] != NULL:
+                free(self.e.map.table[i].user)
         ring_destroy(&self.e.commands)
         ring_destroy(&self.e.events)
         map_destroy(&self.e.map)
