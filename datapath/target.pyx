@@ -2,9 +2,10 @@
 
 import threading
 
+from libc.errno cimport ENOBUFS, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memset, strlen
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from posix.time cimport clock_gettime, timespec
 from posix.unistd cimport close
@@ -53,6 +54,9 @@ cdef enum:
     TICK_NS = 200000000
     OUT_BYTES_MAX = 67108864         # a peer that does not read is cut off
 
+cdef const char* CLOSED_HERE = "closed by this SDS"
+cdef const char* NO_ROOM = "no room for another connection"
+
 cdef enum Command:
     CMD_STOP = 1
     CMD_CONN = 2
@@ -85,24 +89,21 @@ cdef void arm(Engine* e, Conn* c, bint write) noexcept nogil:
 
 cdef void drop_conn(Engine* e, Conn* c) noexcept nogil:
     cdef Session* s = <Session*>c.user
-    cdef const char* why = strerror(c.error)
-    cdef uint32_t length = 0
+    cdef const char* why = strerror(c.error) if c.error else CLOSED_HERE
     if c.error < 0:
         why = bad_frame_text(-c.error)
         e.counters.bad_frames += 1
-    while why[length]:
-        length += 1
     c.closing = True
     e.conns[c.id & (CONNS_MAX - 1)] = NULL
     if c.kind == CONN_CLIENT:
         e.counters.clients -= 1
-        emit(e, EV_CLIENT_CLOSED, c.id, s.node_id, 0, 0, why, length)
+        emit(e, EV_CLIENT_CLOSED, c.id, s.node_id, 0, 0, why, strlen(why))
     else:
         e.counters.peers -= 1
         if c.kind == CONN_PEER_OUT:
             peer_lost(e, c)
             memset(&e.syncs[c.id & (CONNS_MAX - 1)], 0, sizeof(Sync))
-        emit(e, EV_PEER_CLOSED, c.id, s.node_id, c.kind == CONN_PEER_OUT, 0, why, length)
+        emit(e, EV_PEER_CLOSED, c.id, s.node_id, c.kind == CONN_PEER_OUT, 0, why, strlen(why))
     conn_destroy(c, &e.pool)
     free(s)
     free(c)
@@ -125,6 +126,8 @@ cdef void add_conn(Engine* e, Message* m) noexcept nogil:
         free(c)
         free(s)
         close(<int>m.b)
+        emit(e, EV_CLIENT_CLOSED if m.size == CONN_CLIENT else EV_PEER_CLOSED, m.a, m.c, m.size == CONN_PEER_OUT, 0,
+             NO_ROOM, strlen(NO_ROOM))
         return
     c.kind = <int>m.size
     c.user = s
@@ -133,12 +136,14 @@ cdef void add_conn(Engine* e, Message* m) noexcept nogil:
     e.conns[m.a & (CONNS_MAX - 1)] = c
     ev.events = EPOLLIN
     ev.data.u64 = m.a & (CONNS_MAX - 1)
-    epoll_ctl(e.epoll_fd, EPOLL_CTL_ADD, c.fd, &ev)
     if c.kind == CONN_CLIENT:
         e.counters.clients += 1
     else:
         e.counters.peers += 1
-    if c.kind == CONN_PEER_OUT:
+    if epoll_ctl(e.epoll_fd, EPOLL_CTL_ADD, c.fd, &ev) < 0:
+        c.error = errno
+        drop_conn(e, c)
+    elif c.kind == CONN_PEER_OUT:
         sync_begin(e, c)
 
 
@@ -260,7 +265,9 @@ cdef void flush_conns(Engine* e) noexcept nogil:
         if c == NULL:
             continue
         result = conn_flush(c, &e.pool)
-        if result < 0 or c.out_bytes > OUT_BYTES_MAX:
+        if result >= 0 and c.out_bytes > OUT_BYTES_MAX:
+            c.error = ENOBUFS
+        if result < 0 or c.error:
             drop_conn(e, c)
         elif (result == 1) != c.want_write:
             arm(e, c, result == 1)
@@ -286,7 +293,6 @@ cdef void run(Engine* e) noexcept nogil:
     cdef Job* following
     cdef Conn* c
     while not e.stopping:
-        e.now_ns = now()
         count = epoll_wait(e.epoll_fd, evs, 64, 50)
         e.now_ns = now()
         for i in range(count):
