@@ -6,7 +6,7 @@ both agree.
 """
 
 from libc.errno cimport EAGAIN, ENOSPC
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint16_t
 from libc.stdlib cimport calloc, malloc, realloc
 from libc.string cimport memcpy, memset
 from datapath.device cimport device_offset
@@ -264,7 +264,6 @@ cdef void op_start(Engine* e, Op* op) noexcept nogil:
         return
     ds = &e.devices[chunk.device]
     op.wait_next = NULL
-    op.job.kind = op.state
     op.state = STATE_JOURNAL
     if ds.journal_head == NULL:
         ds.journal_head = op
