@@ -29,19 +29,10 @@ from datapath.targetread cimport read_done
 from datapath.targetvolumes cimport (forget_dropped, misses_answered, purge, segment, volume_get,
                                      volume_report)
 from datapath.volumemap cimport map_destroy, map_init
+from datapath.waiting cimport (EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, epoll_create1,
+                               epoll_ctl, epoll_event, epoll_wait)
 from datapath.wire cimport CHUNK_BLOCKS, Header, ST_OK, bad_frame_text, OP_CAPABILITY
 
-cdef extern from "<sys/epoll.h>" nogil:
-    ctypedef union epoll_data_t:
-        uint64_t u64
-    cdef struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int flags)
-    int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
-    int epoll_wait(int epfd, epoll_event* events, int count, int timeout_ms)
-    int EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CLOEXEC
-    uint32_t EPOLLIN, EPOLLOUT
 cdef extern from "<time.h>" nogil:
     int CLOCK_BOOTTIME
 cdef extern from "<string.h>" nogil:
