@@ -9,6 +9,7 @@ from libc.errno cimport ENODEV, EPIPE
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
+from posix.fcntl cimport F_GETFL, F_SETFL, O_NONBLOCK, fcntl
 from datapath.checksum cimport check_range, verify_range
 from datapath.connection cimport (Buf, Conn, Pool, buf_get, buf_put, conn_append, conn_append_ref, conn_destroy,
                                   conn_flush, conn_init, conn_receive, conn_reserve, pool_destroy, pool_init)
@@ -26,10 +27,6 @@ cdef extern from "poll.h" nogil:
         short revents
     int poll(pollfd* fds, unsigned long count, int timeout_ms)
     int POLLIN, POLLOUT
-
-cdef extern from "fcntl.h" nogil:
-    int fcntl(int fd, int command, ...)
-    int F_GETFL, F_SETFL, O_NONBLOCK
 
 cdef enum:
     COPIED_MAX = 32768

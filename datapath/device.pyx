@@ -4,6 +4,7 @@ from libc.errno cimport EAGAIN, EBUSY, EINVAL, EIO, ENOSPC, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, int64_t
 from libc.string cimport memset
 from posix.types cimport off_t
+from posix.unistd cimport fdatasync, pwrite
 from datapath.checksum cimport crc32c
 from datapath.deviceformat cimport superblock_write
 from datapath.journal cimport (
@@ -30,10 +31,6 @@ cdef extern from "<fcntl.h>" nogil:
     int fallocate(int fd, int mode, off_t offset, off_t size)
     int FALLOC_FL_KEEP_SIZE
     int FALLOC_FL_PUNCH_HOLE
-
-cdef extern from "<unistd.h>" nogil:
-    int fdatasync(int fd)
-    ssize_t pwrite(int fd, const void* data, size_t size, off_t offset)
 
 
 cdef Own* own_of(Device* d) noexcept nogil:

@@ -26,18 +26,9 @@ from datapath.sdclink cimport *
 from datapath.sdcrequest cimport *
 from datapath.sdcstate cimport *
 from datapath.volumemap cimport map_segment_drop, map_segment_set
+from datapath.waiting cimport (EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, epoll_create1, epoll_ctl,
+                               epoll_event, epoll_wait)
 from datapath.wire cimport IO_SIZE_MAX, bad_frame_text
-
-cdef extern from "sys/epoll.h" nogil:
-    ctypedef union epoll_data_t:
-        uint64_t u64
-    cdef struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int flags)
-    int epoll_ctl(int epoll_fd, int operation, int fd, epoll_event* event)
-    int epoll_wait(int epoll_fd, epoll_event* events, int most, int timeout_ms)
-    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLLIN, EPOLLOUT
 
 cdef extern from "<sys/timerfd.h>" nogil:
     cdef struct timespec:

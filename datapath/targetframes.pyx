@@ -2,23 +2,21 @@
 
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
+from posix.unistd cimport pread
 from datapath.device cimport device_offset
 from datapath.checksum cimport verify_range
 from datapath.chunkstore cimport chunk_fd, chunk_find, chunk_get, chunk_tags
-from datapath.connection cimport buf_get, buf_put, buf_ref, conn_append, conn_append_ref
+from datapath.connection cimport buf_get, buf_put, buf_ref
 from datapath.ondisk cimport SLOT_NONE, Tag
 from datapath.tags cimport tag_check, tag_is_hole
 from datapath.targetdurability cimport flush_next
-from datapath.targetengine cimport (EV_CAPABILITY, emit, map_miss, mark_dirty, op_enter, op_new, peer_conn, reply_head,
-                                    reply_to)
+from datapath.targetengine cimport (EV_CAPABILITY, emit, map_miss, op_enter, op_new, peer_conn, reply_head, reply_to,
+                                    send_body, send_head, send_ref)
 from datapath.targetpair cimport PULL_BLOCKS_MAX, agreed, secondary_answer
 from datapath.targetread cimport read_answer
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t pread(int fd, void* data, size_t size, int64_t offset)
 
 cdef enum:
     DIRTY_PER_FRAME = 4096
@@ -101,11 +99,9 @@ cdef void seek_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogi
         for i in range(CHUNK_BLOCKS):
             if not tag_is_hole(&tags[i]):
                 bits[i >> 3] |= 1 << (i & 7)
-    header_seal(&r)
-    conn_append(c, &e.pool, &r, HEADER_SIZE)
+    send_head(e, c, &r)
     if r.body_length:
-        conn_append(c, &e.pool, bits, 128)
-    mark_dirty(e, c)
+        send_body(e, c, bits, 128)
 
 
 cdef void capability_shown(Engine* e, Conn* c, Header* h, char* body) noexcept nogil:
@@ -122,7 +118,7 @@ cdef void capability_shown(Engine* e, Conn* c, Header* h, char* body) noexcept n
 
 cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noexcept nogil:
     cdef uint32_t status
-    cdef Chunk* chunk
+    cdef Chunk* chunk = NULL
     cdef Op* op
     cdef bint write = h.opcode == OP_WRITE or h.opcode == OP_DISCARD
     if h.opcode == OP_CAPABILITY:
@@ -147,7 +143,9 @@ cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noe
     if h.opcode == OP_SEEK:
         seek_answer(e, c, h, chunk_find(e, h.volume_id, h.chunk_index))
         return 0
-    op = op_new(e)
+    if write:
+        chunk = chunk_get(e, h.volume_id, h.chunk_index)
+    op = NULL if write and chunk == NULL else op_new(e)
     if op == NULL:
         reply_to(e, c.id, h, ST_BUSY, 0)
         return 0
@@ -159,7 +157,6 @@ cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noe
         op.pending = PENDING_SYNC
         flush_next(e, op)
         return 0
-    chunk = chunk_get(e, h.volume_id, h.chunk_index)
     if h.opcode == OP_WRITE:
         op.kind = KIND_WRITE
         op.owner = buf_ref(owner)
@@ -182,11 +179,9 @@ cdef void tags_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
         r.flags = FLAG_ABSENT
     else:
         r.body_length = CHUNK_BLOCKS * 16
-    header_seal(&r)
-    conn_append(c, &e.pool, &r, HEADER_SIZE)
+    send_head(e, c, &r)
     if r.body_length:
-        conn_append(c, &e.pool, chunk_tags(e, chunk), r.body_length)
-    mark_dirty(e, c)
+        send_body(e, c, chunk_tags(e, chunk), r.body_length)
 
 
 cdef void dirty_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
@@ -225,11 +220,9 @@ cdef void dirty_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
         r.flags = FLAG_REPLY_MORE
     r.offset = at
     r.body_length = told * 16
-    header_seal(&r)
-    conn_append(c, &e.pool, &r, HEADER_SIZE)
-    conn_append(c, &e.pool, list.data, told * 16)
+    send_head(e, c, &r)
+    send_body(e, c, list.data, told * 16)
     buf_put(&e.pool, list)
-    mark_dirty(e, c)
 
 
 cdef void pull_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
@@ -256,11 +249,9 @@ cdef void pull_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
         return
     reply_head(e, &r, h, ST_OK)
     r.body_length = 20 * count + h.length
-    header_seal(&r)
-    conn_append(c, &e.pool, &r, HEADER_SIZE)
-    conn_append_ref(c, &e.pool, b, b.data, r.body_length)
+    send_head(e, c, &r)
+    send_ref(e, c, b, b.data, r.body_length)
     buf_put(&e.pool, b)
-    mark_dirty(e, c)
 
 
 cdef uint32_t place_status(Engine* e, Conn* c, Header* h) noexcept nogil:
@@ -312,8 +303,8 @@ cdef int primary_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) no
             reply_to(e, c.id, h, ST_PAYLOAD, 0)
             return 0
         chunk = chunk_get(e, h.volume_id, h.chunk_index)
-        op = op_new(e)
-        if op == NULL or chunk == NULL:
+        op = NULL if chunk == NULL else op_new(e)
+        if op == NULL:
             reply_to(e, c.id, h, ST_BUSY, 0)
             return 0
         op.conn_id = c.id

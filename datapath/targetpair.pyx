@@ -6,22 +6,19 @@ side can vouch for is adopted from the primary under a new name. The primary dri
 
 from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy, memset
+from posix.unistd cimport pread
 from datapath.device cimport device_offset
 from datapath.checksum cimport block_seed, crc32c, verify_range
 from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_get, chunk_intent,
                                   chunk_tags, chunk_trim, chunk_write)
-from datapath.connection cimport conn_append
 from datapath.ondisk cimport SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, Tag
 from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer, tag_set, tag_set_never
 from datapath.targetdurability cimport checkpoint_start, commit_start
-from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIR, apply, emit, map_miss, mark_dirty, op_settle, peer_conn,
-                                    volume_commit)
+from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIR, apply, emit, map_miss, op_settle, peer_conn, send_body,
+                                    send_head, volume_commit)
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t pread(int fd, void* data, size_t size, int64_t offset)
 
 cdef enum:
     RETRY_NS = 200000000             # a chunk whose agreement failed (a full or failed disk) is tried again after this
@@ -50,9 +47,7 @@ cdef void ask(Engine* e, Conn* c, int opcode, uint64_t volume_id, uint32_t index
     h.length = length
     h.flags = flags
     h.incarnation = e.incarnation
-    header_seal(&h)
-    conn_append(c, &e.pool, &h, HEADER_SIZE)
-    mark_dirty(e, c)
+    send_head(e, c, &h)
 
 
 cdef void sync_begin(Engine* e, Conn* c) noexcept nogil:
@@ -158,14 +153,12 @@ cdef void push_block(Engine* e, Conn* c, Sync* s, Chunk* chunk, uint32_t block, 
     h.epoch = tag.epoch
     h.seq = tag.seq
     h.incarnation = e.incarnation
-    header_seal(&h)
-    conn_append(c, &e.pool, &h, HEADER_SIZE)
-    conn_append(c, &e.pool, &check, 4)
-    conn_append(c, &e.pool, tag, 16)
-    conn_append(c, &e.pool, bytes, BLOCK_SIZE)
+    send_head(e, c, &h)
+    send_body(e, c, &check, 4)
+    send_body(e, c, tag, 16)
+    send_body(e, c, bytes, BLOCK_SIZE)
     s.outstanding += 1
     s.pushed += 1
-    mark_dirty(e, c)
 
 
 cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexcept nogil:
