@@ -201,7 +201,6 @@ cdef void chunk_trim(Engine* e, Chunk* c, bint refused) noexcept nogil:
     e.devices[c.device].refused += refused
     c.slot = SLOT_NONE
     c.generation = 0
-    e.devices[c.device].d.needs_sync = True
     v = volume_of(e, c.volume_id)
     if v != NULL and v.slots:
         v.slots -= 1

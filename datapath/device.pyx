@@ -42,7 +42,8 @@ cdef Journal* journal_of(Device* d) noexcept nogil:
 
 
 cdef int device_fail(Device* d, int error) noexcept nogil:
-    """Takes the device out of service for -errno `error`; the first one counts. The caller holds no lock of the device.
+    """Takes the device out of service for -errno `error`; the first one counts. The caller does not hold the
+    journal's lock.
 
     The page cache may have dropped what could not be written, so acknowledgements of this boot no longer hold: a boot
     id of zeros makes the next start a durable incarnation of its own. When even that cannot be written, the tags are

@@ -16,8 +16,7 @@ cdef enum EventKind:
     EV_PURGED = 9
     EV_NO_SPACE = 10
     EV_REPAIR = 11
-    EV_STOPPED = 12
-    EV_VOLUMES = 13
+    EV_VOLUMES = 12
 
 cdef void emit(Engine* e, uint32_t kind, uint32_t a, uint64_t b, uint64_t c, uint64_t d, const void* data,
                uint64_t size) noexcept nogil

@@ -187,7 +187,8 @@ cdef void tags_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
 cdef void dirty_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
     """What of ours may differ, from place `offset` of the table on.
 
-    Whole places at a time: chunks that agree with a third SDS between two frames must not shift the rest past the asker.
+    Whole places at a time: chunks that agree with a third SDS between two frames must not shift the rest past the
+    asker.
     """
     cdef Header r
     cdef Chunk* chunk

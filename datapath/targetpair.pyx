@@ -297,8 +297,9 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
         op_settle(e, op, PENDING_REMOTE, h.status)
         return 0
     if h.opcode == (OP_DIRTY | OP_REPLY):
-        if h.status == ST_OK:
-            dirty_list(e, c, h, body)
+        if h.status != ST_OK:
+            return BAD_STATUS                              # without the list there is no pair: a new session asks again
+        dirty_list(e, c, h, body)
         return 0
     if h.opcode == (OP_PING | OP_REPLY):
         return 0

@@ -38,7 +38,7 @@ cdef enum Opcode:
     # SDS (primary) -> SDS (secondary or learner)
     OP_REPLICATE = 32                # body: checks + payload, whole blocks, all written as (epoch, seq)
     OP_REPLICATE_DISCARD = 33
-    OP_DIRTY = 34                    # request: none; reply body: (volume u64, chunk u32, pad u32)*, goes on at its `offset`
+    OP_DIRTY = 34                    # request: none; reply body: (volume u64, chunk u32, pad u32)*, paged: see wire.md
     OP_TAGS = 35                     # reply body: 1024 tags of 16 bytes, or FLAG_ABSENT and no body
     OP_PULL = 36                     # read with tags: reply body: checks + tags + payload
     OP_PUSH = 37                     # resync: body: checks + tags + payload, each block under its own tag

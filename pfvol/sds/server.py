@@ -77,7 +77,6 @@ class Server:
         self._events: dict[str, Callable[..., None]] = {
             "capability": self._on_capability,
             "map_miss": self._on_map_miss,
-            "volume_miss": self._on_volume_miss,
             "client_closed": self._on_client_closed,
             "peer_closed": self._on_peer_closed,
             "peer_synced": self._on_peer_synced,
@@ -87,7 +86,6 @@ class Server:
             "purged": self._on_purged,
             "no_space": self._on_no_space,
             "repair_needed": self._on_repair_needed,
-            "stopped": self._on_stopped,
         }
         self.failed_devices: dict[int, str] = {}
 
@@ -232,13 +230,6 @@ class Server:
     def _on_map_miss(self, volume_id: int, segment: int) -> None:
         self._spawn(self._answer_miss, volume_id, segment)
 
-    def _on_volume_miss(self, volume_id: int) -> None:
-        info = self._volumes.get(volume_id)
-        if info is None:
-            self._spawn(self._relearn, volume_id)
-        else:
-            self._set_volume(volume_id, info)
-
     def _on_client_closed(self, conn_id: int, sdc_id: int, reason: str) -> None:
         self._clients.closed(conn_id)
         self._log.info("SDC disconnected", sdc=sdc_id, reason=reason)
@@ -273,11 +264,6 @@ class Server:
 
     def _on_repair_needed(self, volume_id: int, chunk: int, block: int, reason: str) -> None:
         self._log.error("stored block is bad", volume=volume_id, chunk=chunk, block=block, reason=reason)
-
-    def _on_stopped(self) -> None:
-        # Only Target.stop makes the engine end, and that is called after this task: anything else is a failure of the
-        # engine.
-        raise RuntimeError("the engine has stopped by itself")
 
     # -- learning of volumes
 

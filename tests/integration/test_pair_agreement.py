@@ -193,11 +193,14 @@ async def test_the_largest_unaligned_write_reaches_both_copies(tmp_path: Path) -
     data = data[: wire.IO_SIZE_MAX]
     mdm = PlayedMdm()
     mdm.add_volume(VOLUME)
-    async with running_pair(tmp_path, mdm) as pair:
-        async with await pair.mapped_client(VOLUME, OWNER) as client, await pair.two.client(OWNER) as other:
-            assert (await client.write_until_taken(VOLUME, data, offset=1000)).status == wire.ST_OK
-            assert (await other.capability(VOLUME, mdm.map(VOLUME, OWNER))).status == wire.ST_OK
-            for copy in (client, other):
-                whole = await copy.read(VOLUME, 0, 0, wire.IO_SIZE_MAX + 4096)
-                assert whole.status == wire.ST_OK
-                assert whole.payload[1000 : 1000 + len(data)] == data
+    async with (
+        running_pair(tmp_path, mdm) as pair,
+        await pair.mapped_client(VOLUME, OWNER) as client,
+        await pair.two.client(OWNER) as other,
+    ):
+        assert (await client.write_until_taken(VOLUME, data, offset=1000)).status == wire.ST_OK
+        assert (await other.capability(VOLUME, mdm.map(VOLUME, OWNER))).status == wire.ST_OK
+        for copy in (client, other):
+            whole = await copy.read(VOLUME, 0, 0, wire.IO_SIZE_MAX + 4096)
+            assert whole.status == wire.ST_OK
+            assert whole.payload[1000 : 1000 + len(data)] == data

@@ -278,13 +278,11 @@ async def test_a_miss_of_the_engine_is_answered_when_the_mdm_is_back(autojump_cl
         sds.mdm.add()
         sds.mdm.away = True
         sds.engine.say("map_miss", VOLUME, 3)
-        sds.engine.say("volume_miss", VOLUME)
         await trio.sleep(5)
         assert sds.engine.named("set_segment", "set_volume") == []
         sds.mdm.away = False
         await trio.sleep(1)
         assert ("set_segment", VOLUME, 3, entries((1, 2))) in sds.engine.commands
-        assert sds.engine.named("set_volume") == [("set_volume", VOLUME, SEGMENT, False, False)]
 
 
 async def test_a_map_that_is_doubted_again_and_again_is_asked_for_now_and_then(
