@@ -68,8 +68,6 @@ cdef struct Conn:
     uint32_t tail_used
     uint64_t out_bytes               # not yet taken by the kernel
     # counters
-    uint64_t frames_in
-    uint64_t frames_out
     uint64_t bytes_in
     uint64_t bytes_out
 

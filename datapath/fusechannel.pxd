@@ -49,7 +49,6 @@ cdef struct Channel:
     void* context
     uint64_t init_unique             # 0: no INIT is waiting for its answer
     uint32_t init_minor
-    uint32_t init_readahead
     uint32_t init_flags
     uint32_t init_flags2
     uint64_t open_unique[1024]

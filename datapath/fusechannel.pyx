@@ -40,7 +40,6 @@ cdef enum:
     OUT_HEADER = 16
     INIT_OUT_SIZE = 64
     OPEN_OUT_SIZE = 16
-    WRITE_DATA = 80                  # in_header and write_in
     RELAY_SOCKET_BYTES = 4194304
 
 
@@ -280,7 +279,6 @@ cdef void _note_init(Channel* c, const FuseInHeader* h, size_t size) noexcept no
         return                       # not ours to mend: pyfuse3 answers with its version and the kernel asks again
     c.init_unique = h.unique
     c.init_minor = init.minor
-    c.init_readahead = init.max_readahead
     c.init_flags = init.flags
     c.init_flags2 = init.flags2 if body_size >= 20 and init.flags & INIT_EXT else 0
 

@@ -439,8 +439,6 @@ cdef class Initiator:
     """The engine of one SDC. See the .pyi for what each method promises."""
 
     def __cinit__(self, sdc_id, incarnation, *, io_deadline_seconds=60.0):
-        self._fuse_fd = -1
-        self._relay_fd = -1
         if engine_alloc(&self.engine) < 0:
             raise MemoryError
         self.engine.sdc_id = sdc_id

@@ -87,7 +87,6 @@ cdef int _check(Engine* e, Request* r) noexcept nogil:
 cdef void request_start(Engine* e, Request* r) noexcept nogil:
     cdef Volume* v = r.volume
     r.started_ns = e.now_ns
-    r.counted = True
     e.request_count += 1
     r.error = _check(e, r)
     if r.kind == REQ_READ or r.kind == REQ_WRITE:
@@ -390,7 +389,6 @@ cdef void _flush_send(Engine* e, Request* r) noexcept nogil:
 cdef void _flush_member(Engine* e, Request* r, Part* p, int error, const Header* h) noexcept nogil:
     """One SDS has answered, or is known not to."""
     cdef FlushMember* m = &r.members[p.position]
-    m.decided = True
     m.good = error == 0
     if m.good:
         m.incarnation = h.incarnation

@@ -85,7 +85,6 @@ cdef struct Sds:
 cdef struct Volume:
     Link throttle_link               # in Engine.throttled; first, so that the link is the volume
     uint64_t id
-    uint64_t inode
     uint64_t size
     bint read_only
     bint removed
@@ -134,7 +133,6 @@ cdef enum RequestSource:
 
 cdef struct FlushMember:
     Sds* sds
-    bint decided
     bint good                        # all it had acknowledged is on its disks, since
     uint64_t incarnation             # this durable incarnation began
 
@@ -148,7 +146,6 @@ cdef struct Request:
     bint keep_size
     bint from_cache
     bint commit                      # WRITE: acknowledged only when on both disks, so that no flush has to follow
-    bint counted                     # in Engine.request_count
     int error                        # errno
     Volume* volume
     uint64_t offset
