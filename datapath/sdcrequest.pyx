@@ -144,10 +144,14 @@ cdef void _throttle(Engine* e, Request* r) noexcept nogil:
     cdef Volume* v = r.volume
     list_append(&v.throttled, &r.link)
     if not v.is_throttled:
-        v.is_throttled = True
-        list_append(&e.throttled, &v.throttle_link)
-    if e.throttle_ns == 0:
-        e.throttle_ns = e.now_ns + _limit_wait(e, v)
+        _wait_for_limit(e, v, _limit_wait(e, v))
+
+
+cdef void _wait_for_limit(Engine* e, Volume* v, uint64_t wait) noexcept nogil:
+    v.is_throttled = True
+    list_append(&e.throttled, &v.throttle_link)
+    if e.throttle_ns == 0 or e.now_ns + wait < e.throttle_ns:
+        e.throttle_ns = e.now_ns + wait
 
 
 cdef void requests_run_throttled(Engine* e) noexcept nogil:
@@ -167,10 +171,7 @@ cdef void requests_run_throttled(Engine* e) noexcept nogil:
         while not list_empty(&v.throttled):
             wait = _limit_wait(e, v)
             if wait:
-                v.is_throttled = True
-                list_append(&e.throttled, &v.throttle_link)
-                if e.throttle_ns == 0 or e.now_ns + wait < e.throttle_ns:
-                    e.throttle_ns = e.now_ns + wait
+                _wait_for_limit(e, v, wait)
                 break
             r = <Request*>v.throttled.next
             list_remove(&r.link)
