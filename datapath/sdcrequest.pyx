@@ -224,14 +224,8 @@ cdef void _pump(Engine* e, Request* r) noexcept nogil:
             r.error = ENOMEM
             break
         _shape(p, r, r.offset + r.next, r.length - r.next)
-        p.request = r
-        p.volume = r.volume
+        _link(e, r, p)
         p.position = r.next
-        e.op_id += 1
-        p.op_id = e.op_id
-        p.sibling = r.parts
-        r.parts = p
-        r.live += 1
         r.next += p.take
         part_route(e, p)
     r.pumping = False
@@ -239,6 +233,16 @@ cdef void _pump(Engine* e, Request* r) noexcept nogil:
         _cancel_waiting(e, r)
     if r.live == 0:
         _finish(e, r)
+
+
+cdef void _link(Engine* e, Request* r, Part* p) noexcept nogil:
+    p.request = r
+    p.volume = r.volume
+    e.op_id += 1
+    p.op_id = e.op_id
+    p.sibling = r.parts
+    r.parts = p
+    r.live += 1
 
 
 cdef void _unlink(Request* r, Part* p) noexcept nogil:
@@ -370,15 +374,9 @@ cdef void _flush_send(Engine* e, Request* r) noexcept nogil:
             r.error = ENOMEM
             break
         p.opcode = OP_FLUSH
-        p.request = r
-        p.volume = r.volume
+        _link(e, r, p)
         p.sds = r.members[i].sds
         p.position = i
-        e.op_id += 1
-        p.op_id = e.op_id
-        p.sibling = r.parts
-        r.parts = p
-        r.live += 1
         part_route(e, p)
     r.pumping = False
     if r.error:
