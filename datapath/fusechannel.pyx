@@ -82,6 +82,13 @@ cdef void _drop_relay_queue(Channel* c) noexcept nogil:
         c.relay_head += 1
 
 
+cdef bint _has_staging(Channel* c) noexcept nogil:
+    """False while memory is short: tried again when something has been given back."""
+    if c.staging == NULL:
+        c.staging = buf_get(c.pool, BUF_LARGE)
+    return c.staging != NULL
+
+
 cdef bint channel_can_read(Channel* c) noexcept nogil:
     return c.fuse_fd >= 0 and c.relay_tail - c.relay_head < CHANNEL_RELAY_MAX // 2
 
@@ -134,10 +141,8 @@ cdef int channel_read(Channel* c) noexcept nogil:
     if c.fuse_fd < 0:
         return -ENODEV
     for _turn in range(CHANNEL_BATCH):
-        if c.staging == NULL:
-            c.staging = buf_get(c.pool, BUF_LARGE)
-            if c.staging == NULL:
-                return 1             # tried again when something has been given back
+        if not _has_staging(c):
+            return 1
         size = read(c.fuse_fd, c.staging.data, c.staging.size)
         if size < 0:
             if errno == EAGAIN:
@@ -339,10 +344,8 @@ cdef int channel_relay_read(Channel* c) noexcept nogil:
     if c.relay_fd < 0:
         return -EPIPE
     for _turn in range(CHANNEL_BATCH):
-        if c.staging == NULL:
-            c.staging = buf_get(c.pool, BUF_LARGE)
-            if c.staging == NULL:
-                return 1
+        if not _has_staging(c):
+            return 1
         size = recv(c.relay_fd, c.staging.data, c.staging.size, MSG_DONTWAIT)
         if size < 0:
             if errno == EINTR:
