@@ -6,7 +6,7 @@ answers, which are edited to what a block device needs, and that nothing the ker
 past a buffer.
 """
 
-from libc.errno cimport (EAGAIN, ECONNABORTED, EINTR, EINVAL, EIO, ENODEV, ENOENT, ENOMEM, EOPNOTSUPP, EPIPE,
+from libc.errno cimport (EAGAIN, ECONNABORTED, EINTR, EINVAL, EIO, ENFILE, ENODEV, ENOENT, ENOMEM, EOPNOTSUPP, EPIPE,
                          errno)
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close, read
@@ -176,8 +176,9 @@ cdef void _take(Channel* c, char* message, size_t size) noexcept nogil:
         inode = map_volume_find(c.inodes, h.nodeid)
         if inode != NULL and inode.user != NULL and _serve(c, h, size, inode.user):
             return
-        if h.opcode == FUSE_OPEN and inode != NULL:
-            _note_open(c, h, size)
+        if h.opcode == FUSE_OPEN and inode != NULL and not _note_open(c, h, size):
+            channel_error(c, h.unique, ENFILE)       # its answer could not be edited: a direct mount would be cached
+            return
     _relay(c, h, size)
 
 
@@ -288,12 +289,26 @@ cdef void _note_init(Channel* c, const FuseInHeader* h, size_t size) noexcept no
     c.init_flags2 = init.flags2 if body_size >= 20 and init.flags & INIT_EXT else 0
 
 
-cdef void _note_open(Channel* c, const FuseInHeader* h, size_t size) noexcept nogil:
+cdef bint _note_open(Channel* c, const FuseInHeader* h, size_t size) noexcept nogil:
     if size < IN_HEADER + sizeof(FuseOpenIn) or c.open_count >= CHANNEL_OPENS_MAX:
-        return                       # answered as pyfuse3 does it: right, only slower
+        return False
     c.open_unique[c.open_count] = h.unique
     c.open_flags[c.open_count] = (<const FuseOpenIn*>(<const char*>h + IN_HEADER)).flags
     c.open_count += 1
+    return True
+
+
+cdef bint _forget_open(Channel* c, uint64_t unique, uint32_t* flags) noexcept nogil:
+    """Takes an open off the list and tells its flags; False when it is not there."""
+    cdef uint32_t i
+    for i in range(c.open_count):
+        if c.open_unique[i] == unique:
+            flags[0] = c.open_flags[i]
+            c.open_count -= 1
+            c.open_unique[i] = c.open_unique[c.open_count]
+            c.open_flags[i] = c.open_flags[c.open_count]
+            return True
+    return False
 
 
 cdef void _relay(Channel* c, const FuseInHeader* h, size_t size) noexcept nogil:
@@ -319,6 +334,9 @@ cdef void _relay(Channel* c, const FuseInHeader* h, size_t size) noexcept nogil:
 
 
 cdef void _refuse(Channel* c, const FuseInHeader* h, int error) noexcept nogil:
+    cdef uint32_t flags
+    if h.opcode == FUSE_OPEN:
+        _forget_open(c, h.unique, &flags)
     if h.opcode != FUSE_FORGET and h.opcode != FUSE_BATCH_FORGET:      # these two have no answer
         channel_error(c, h.unique, error)
 
@@ -419,17 +437,8 @@ cdef void _edit_open(Channel* c, char* message, size_t size) noexcept nogil:
     """An O_DIRECT open of a volume gets parallel direct IO, any other keeps the page cache."""
     cdef FuseOutHeader* out = <FuseOutHeader*>message
     cdef FuseOpenOut* opened = <FuseOpenOut*>(message + OUT_HEADER)
-    cdef uint32_t i, flags
-    for i in range(c.open_count):
-        if c.open_unique[i] == out.unique:
-            break
-    else:
-        return
-    flags = c.open_flags[i]
-    c.open_count -= 1
-    c.open_unique[i] = c.open_unique[c.open_count]
-    c.open_flags[i] = c.open_flags[c.open_count]
-    if out.error or size < OUT_HEADER + OPEN_OUT_SIZE:
+    cdef uint32_t flags = 0
+    if not _forget_open(c, out.unique, &flags) or out.error or size < OUT_HEADER + OPEN_OUT_SIZE:
         return
     if c.force_direct or flags & <uint32_t>O_DIRECT:
         opened.open_flags &= ~<uint32_t>OPENED_KEEP_CACHE
