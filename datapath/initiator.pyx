@@ -10,7 +10,7 @@ import os
 import struct
 import threading
 
-from libc.errno cimport EIO, ENODEV, errno
+from libc.errno cimport EINVAL, EIO, ENODEV, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -285,7 +285,8 @@ cdef void _change_volume(Engine* e, Message* m, Volume* v) noexcept nogil:
         _set_capability(v, m.data, m.size)
         link_capability_changed(e, v)
     elif m.kind == CMD_SET_SEGMENT:
-        if not v.removed and map_segment_set(v.map, <uint32_t>m.c, m.data, m.size) == 0:
+        # Without memory for it too: what waits asks for it again.
+        if not v.removed and map_segment_set(v.map, <uint32_t>m.c, m.data, m.size) != -EINVAL:
             link_segment_changed(e, v, <uint32_t>m.c)
     elif m.kind == CMD_REMOVE_VOLUME:
         v.removed = True
