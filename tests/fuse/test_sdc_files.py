@@ -140,7 +140,7 @@ def write_and_sync(fd: int, data: Any, offset: int) -> None:
     os.fsync(fd)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may set up a mount's page cache")
+@pytest.mark.usefixtures("root")
 def test_the_page_cache_reads_ahead_and_writes_behind_as_for_a_disk(volume: Path) -> None:
     device = volume.stat().st_dev
     settings = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}")

@@ -31,6 +31,8 @@ PUNCH, KEEP, ZERO = 2, 1, 16
 
 libc = ctypes.CDLL(None, use_errno=True)
 
+pytestmark = pytest.mark.usefixtures("root")
+
 
 class Mount:
     """The child process of sdcengine_mount.py, and its mountpoint."""
