@@ -44,6 +44,7 @@ cdef void request_from_fuse(void* context, FuseIo* io) noexcept nogil:
     r.kind = <uint8_t>io.kind
     r.keep_size = io.keep_size
     r.from_cache = io.from_cache
+    r.all_data = io.all_data
     r.offset = io.offset
     r.length = io.length
     r.data = io.data
@@ -65,7 +66,8 @@ cdef int _check(Engine* e, Request* r) noexcept nogil:
         return 0
     if r.kind == REQ_SEEK_DATA or r.kind == REQ_SEEK_HOLE:
         r.length = room
-        r.found = NOT_FOUND
+        r.found = r.offset if r.all_data and r.kind == REQ_SEEK_DATA else NOT_FOUND
+        r.next = room if r.all_data else 0
         return 0 if room else ENXIO
     if v.read_only:
         return EROFS

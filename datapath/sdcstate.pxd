@@ -145,6 +145,7 @@ cdef struct Request:
     uint8_t reason                   # why `error`, for the event
     bint keep_size
     bint from_cache
+    bint all_data                    # SEEK: no hole may be told of
     bint commit                      # WRITE: acknowledged only when on both disks, so that no flush has to follow
     int error                        # errno
     Volume* volume
