@@ -8,7 +8,7 @@ from datapath.wire cimport Header
 cdef enum:
     BUF_SMALL = 8192
     BUF_MEDIUM = 262144
-    BUF_LARGE = 1118208              # the largest body and a FUSE header, page-rounded
+    BUF_LARGE = 1118208              # holds the largest body, and what the kernel wants to read a FUSE write into
     BUF_CLASSES = 3
 
 cdef struct Buf:

@@ -280,7 +280,7 @@ cdef struct Engine:
     uint64_t op_id
     uint64_t reads
     uint64_t resent
-    char* zeros                      # CHUNK-sized reads of nothing: 1 MiB and a block of zeros
+    char* zeros                      # what a read of nothing is answered with: 1 MiB and a block
     Bench bench
 
 cdef enum EventKind:
