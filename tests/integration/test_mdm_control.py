@@ -303,6 +303,33 @@ async def test_an_sdc_is_told_of_its_volumes_and_gets_signed_capabilities(tmp_pa
         assert (await sdc.call("sdc.volumes"))["volumes"] == []
 
 
+async def test_an_sds_that_is_slow_is_never_told_of_a_volume_as_it_was(tmp_path: Path) -> None:
+    """It handles requests concurrently: the second is put when the first is answered, and tells what is true then."""
+    async with cluster(tmp_path) as (mdm, _made, all_sds):
+        await make_volume(mdm)
+        for name in ("c1", "c2"):
+            await mdm.client.post("/sdc/add", name=name)
+        slow = all_sds[0]
+        go_on = trio.Event()
+        slow.answers["volume.changed"] = lambda _: go_on.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: mdm.client.post("/vol/map", volume_id="v", sdc_id="c1"))
+            await slow.wait_told("volume.changed")
+            nursery.start_soon(lambda: mdm.client.post("/vol/unmap", volume_id="v", sdc_id="c1"))
+            nursery.start_soon(lambda: mdm.client.post("/vol/map", volume_id="v", sdc_id="c2"))
+
+            async def both_are_durable() -> bool:
+                mappings = (await mdm.client.get("/vol/v"))["mappings"]
+                return [mapping["sdc_name"] for mapping in mappings] == ["c2"]
+
+            await poll_until_async(both_are_durable)
+            assert (len(slow.told("volume.changed")), slow.told("volume.revoked")) == (1, [])
+            go_on.set()
+        assert len(slow.told("volume.revoked")) == 1
+        first, *later = [[sdc for sdc, _, _ in told["info"]["mappings"]] for told in slow.told("volume.changed")]
+        assert (first, later) == ([1], [[2], [2]])
+
+
 async def test_each_session_of_an_sdc_has_a_higher_incarnation_also_over_restarts(tmp_path: Path) -> None:
     incarnations = []
     for _ in range(2):
