@@ -27,7 +27,7 @@ from mdm.commands import Command
 from mdm.manager import Manager, Outcome
 from mdm.membership import Membership, peers_of
 from mdm.model import SdsState, State, Volume
-from mdm.verify import Answer, VerifyReport, check_copies, check_placement
+from mdm.verify import Answer, VerifyReport, check_copies, check_placement, is_answer
 from pfvol.constants import (
     CHUNK_SIZE_BYTES,
     HEARTBEAT_SECONDS,
@@ -310,7 +310,11 @@ class Orchestrator:
             async with trio.open_nursery() as nursery:
                 for window in windows:
                     count = min(VERIFY_CHUNKS_PER_CALL, volume.chunks - window)
-                    nursery.start_soon(self._verify_window, volume_id, window, count, answers)
+                    # Not in the task: a NotFoundError has to come out of here as itself and not in a group.
+                    holders = {sds for chunk in range(window, window + count) for sds in self._copies(volume_id, chunk)}
+                    answers[window] = {}
+                    for sds_id in holders:
+                        nursery.start_soon(self._verify_window, sds_id, volume_id, window, count, answers[window])
             for window in windows:
                 for chunk in range(window, min(window + VERIFY_CHUNKS_PER_CALL, volume.chunks)):
                     of_chunk = {sds_id: rows and rows[chunk - window] for sds_id, rows in answers[window].items()}
@@ -318,19 +322,10 @@ class Orchestrator:
         return report
 
     async def _verify_window(
-        self, volume_id: int, first: int, count: int, answers: dict[int, dict[int, list[Answer] | None]]
+        self, sds_id: int, volume_id: int, first: int, count: int, answers: dict[int, list[Answer] | None]
     ) -> None:
-        """Asks every SDS that has one of these chunks about all of them: the others cost it next to nothing."""
-        holders = {sds_id for chunk in range(first, first + count) for sds_id in self._copies(volume_id, chunk)}
-        found: dict[int, list[Answer] | None] = {}
-
-        async def ask(sds_id: int) -> None:
-            found[sds_id] = await self._ask_verify(sds_id, volume_id, first, count)
-
-        async with trio.open_nursery() as nursery:
-            for sds_id in sorted(holders):
-                nursery.start_soon(ask, sds_id)
-        answers[first] = found
+        """Asks an SDS that has one of these chunks about all of them: the others cost it next to nothing."""
+        answers[sds_id] = await self._ask_verify(sds_id, volume_id, first, count)
 
     async def _verify_chunk(
         self, report: VerifyReport, volume_id: int, chunk: int, answers: Mapping[int, Answer | None]
@@ -365,8 +360,7 @@ class Orchestrator:
         except Error as error:
             _log.warning("an SDS cannot verify", peer=str(runtime.session.peer), reason=error.message)
             return None
-        well_formed = isinstance(rows, list) and len(rows) == count
-        if not well_formed or any(not isinstance(row, list) or len(row) != 3 for row in rows):
+        if not isinstance(rows, list) or len(rows) != count or not all(is_answer(row) for row in rows):
             _log.error("an SDS answers verify with something else", peer=str(runtime.session.peer))
             return None
         return list(rows)

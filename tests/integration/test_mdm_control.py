@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -431,7 +432,10 @@ async def test_verify_tells_what_differs_but_not_what_is_only_under_way(tmp_path
         assert problems == {(0, "copies differ"), (0, "bad bytes")}
 
 
-@pytest.mark.parametrize("answer", [None, [], [[1]] * 32, "x"])
+SHORT = [True, WRITTEN[:-16], CLEAN]
+
+
+@pytest.mark.parametrize("answer", [None, [], [[1]] * 32, [SHORT] * 32, [[True, None, None]] * 32, "x"])
 async def test_verify_says_when_a_copy_cannot_be_asked(tmp_path: Path, answer: Any) -> None:
     async with cluster(tmp_path, 2) as (mdm, _made, all_sds):
         await make_volume(mdm, size="128MiB")
@@ -439,3 +443,17 @@ async def test_verify_says_when_a_copy_cannot_be_asked(tmp_path: Path, answer: A
         all_sds[1].answers["verify"] = lambda params: answer
         report = await mdm.client.post("/vol/v/verify")
         assert {item["problem"] for item in report["problems"]} == {"copy unavailable"}
+
+
+async def test_verify_of_a_volume_that_is_deleted_meanwhile(tmp_path: Path) -> None:
+    async with cluster(tmp_path, 2) as (mdm, _made, all_sds):
+        await make_volume(mdm)
+
+        async def deleted_first(params: dict[str, Any]) -> list[Any]:
+            with suppress(NotFoundError):
+                await mdm.client.delete("/vol/v")
+            return [[False, None, None]] * params["count"]
+
+        all_sds[0].answers["verify"] = deleted_first
+        with pytest.raises(NotFoundError):
+            await mdm.client.post("/vol/v/verify")
