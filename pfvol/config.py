@@ -8,7 +8,6 @@ was expected.
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,14 +23,13 @@ from pfvol.constants import (
     NAME_LENGTH_MAX,
 )
 from pfvol.errors import ConfigError, InvalidError
+from pfvol.ids import is_name
 from pfvol.units import parse_size
 
 CAPABILITIES = ("mdm", "sds", "sdc")
 DEVICES_PER_SDS_MAX = 64
 DEVICE_SIZE_BYTES_MIN = 64 * 1024 * 1024
 CONFIG_FILE_BYTES_MAX = 1024 * 1024
-
-_NAME = re.compile(rf"(?![0-9a-f]{{16}}$)[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{NAME_LENGTH_MAX - 1}}}")
 
 Address = tuple[str, int]
 
@@ -163,7 +161,7 @@ def format_address(address: Address) -> str:
 
 def check_name(text: str) -> str:
     """A legal name for a node or an object; raises ``InvalidError``."""
-    if not _NAME.fullmatch(text):
+    if not is_name(text):
         raise InvalidError(
             f"{text!r} is not a name: 1 to {NAME_LENGTH_MAX} of A-Z a-z 0-9 _ . -, not starting with . or -,"
             " and not 16 hex digits"

@@ -36,7 +36,8 @@ from typing import Any
 import pfvol
 from pfvol import childprocess
 from pfvol.client import Client, Endpoint
-from pfvol.constants import DEVICE_SIZE_BYTES_DEFAULT, DEVICES_PER_SDS_DEFAULT, NAME_LENGTH_MAX, STATE_VERSION
+from pfvol.config import check_name
+from pfvol.constants import DEVICE_SIZE_BYTES_DEFAULT, DEVICES_PER_SDS_DEFAULT, STATE_VERSION
 from pfvol.errors import (
     ConfigError,
     ConflictError,
@@ -147,7 +148,7 @@ def add_node(
         raise InvalidError(
             "a local cluster has one MDM, and each mount is its own SDC: a node that is added can only be sds"
         )
-    _check_name(name)
+    check_name(name)
     with _existing(data_dir) as document:
         if any(node["name"] == name for node in document["nodes"]):
             raise ConflictError(f"there is a node {name} already")
@@ -203,12 +204,6 @@ def _check_shape(sds: int, fault_sets: int, devices: int, device_size_bytes: int
         raise InvalidError(f"an SDS has 1 to {DEVICES_MAX} devices, not {devices}")
     if device_size_bytes < 64 * 1024**2:
         raise InvalidError("a device has at least 64 MiB")
-
-
-def _check_name(name: str) -> None:
-    legal = 0 < len(name) <= NAME_LENGTH_MAX and name[0] not in ".-"
-    if not legal or not all(letter.isascii() and (letter.isalnum() or letter in "_.-") for letter in name):
-        raise InvalidError(f"{name!r} is no name: 1 to {NAME_LENGTH_MAX} of A-Z a-z 0-9 _ . -, first not . or -")
 
 
 def _plan(data_dir: Path, sds: int, fault_sets: int, devices: int, device_size_bytes: int, bare: bool) -> Document:
