@@ -256,8 +256,12 @@ class Sds:
     async def _register_again(self) -> None:
         assert self._session is not None
         # On the session, not on whichever there will be: should this one break now, the next one registers anyway.
-        with contextlib.suppress(Error):
-            await self._register(self._session)
+        session = self._session
+        try:
+            await self._register(session)
+        except Error as error:
+            # As when it was made: without this the session would stay, and we on it, unregistered for good.
+            session.close(error.message)
 
     async def _rpc_peers(self, params: dict[str, Any]) -> None:
         if self._server is not None:
