@@ -48,6 +48,7 @@ VERIFY_CHUNKS_MAX: Final = 32
 VERIFY_TIMEOUT_SECONDS: Final = 60.0
 BARRIER_TIMEOUT_SECONDS: Final = 5.0
 PURGED_MAX: Final = 65536
+REFUSAL_WARNING_SECONDS: Final = 10.0  # between two of one connection: a client may show what is refused over and over
 
 Verified = tuple[bool, bytes, bytes]
 
@@ -68,6 +69,7 @@ class Server:
         self._segment_locks: dict[int, trio.Lock] = {}
         self._mapped_at: dict[int, dict[int, float]] = {}  # volume -> segment -> when the engine was told of it
         self._capabilities_waiting = 0
+        self._warned_at: dict[int, float] = {}  # connection -> when a refusal was last a warning
         self._verifying = trio.CapacityLimiter(1)
         self._tokens = 0
         self._answers: dict[int, tuple[trio.Event, list[Verified]]] = {}
@@ -226,7 +228,12 @@ class Server:
         self._target.grant(conn_id, request_id, volume_id, write=write, expires_boot_ns=max(expires_boot_ns, 0))
 
     def _refuse(self, conn_id: int, request_id: int, volume_id: int, status: int, reason: str) -> None:
-        self._log.warning("capability refused", volume=volume_id, sdc=self._clients.sdc_of(conn_id), reason=reason)
+        sdc_id, now = self._clients.sdc_of(conn_id), trio.current_time()
+        log = self._log.debug
+        if sdc_id is not None and now - self._warned_at.get(conn_id, float("-inf")) >= REFUSAL_WARNING_SECONDS:
+            self._warned_at[conn_id] = now
+            log = self._log.warning
+        log("capability refused", volume=volume_id, sdc=sdc_id, reason=reason)
         self._target.refuse(conn_id, request_id, volume_id, status)
 
     def _on_map_miss(self, volume_id: int, segment: int) -> None:
@@ -241,6 +248,7 @@ class Server:
 
     def _on_client_closed(self, conn_id: int, sdc_id: int, reason: str) -> None:
         self._clients.closed(conn_id)
+        self._warned_at.pop(conn_id, None)
         self._log.info("SDC disconnected", sdc=sdc_id, reason=reason)
 
     def _on_peer_closed(self, conn_id: int, sds_id: int, outgoing: bool, reason: str) -> None:
