@@ -48,7 +48,7 @@ VERIFY_CHUNKS_MAX: Final = 32
 VERIFY_TIMEOUT_SECONDS: Final = 60.0
 BARRIER_TIMEOUT_SECONDS: Final = 5.0
 PURGED_MAX: Final = 65536
-REFUSAL_WARNING_SECONDS: Final = 10.0  # between two of one connection: a client may show what is refused over and over
+LOGGED_AGAIN_SECONDS: Final = 10.0  # of what a client may bring about over and over; in between it is for debugging
 
 Verified = tuple[bool, bytes, bytes]
 
@@ -70,6 +70,7 @@ class Server:
         self._mapped_at: dict[int, dict[int, float]] = {}  # volume -> segment -> when the engine was told of it
         self._capabilities_waiting = 0
         self._warned_at: dict[int, float] = {}  # connection -> when a refusal was last a warning
+        self._full_said_at = float("-inf")
         self._verifying = trio.CapacityLimiter(1)
         self._tokens = 0
         self._answers: dict[int, tuple[trio.Event, list[Verified]]] = {}
@@ -230,7 +231,7 @@ class Server:
     def _refuse(self, conn_id: int, request_id: int, volume_id: int, status: int, reason: str) -> None:
         sdc_id, now = self._clients.sdc_of(conn_id), trio.current_time()
         log = self._log.debug
-        if sdc_id is not None and now - self._warned_at.get(conn_id, float("-inf")) >= REFUSAL_WARNING_SECONDS:
+        if sdc_id is not None and now - self._warned_at.get(conn_id, float("-inf")) >= LOGGED_AGAIN_SECONDS:
             self._warned_at[conn_id] = now
             log = self._log.warning
         log("capability refused", volume=volume_id, sdc=sdc_id, reason=reason)
@@ -277,7 +278,11 @@ class Server:
             self._purged.append(volume_id)
 
     def _on_no_space(self, volume_id: int, chunk: int) -> None:
-        self._log.error("no space left for a chunk", volume=volume_id, chunk=chunk)
+        log, now = self._log.debug, trio.current_time()
+        if now - self._full_said_at >= LOGGED_AGAIN_SECONDS:
+            self._full_said_at = now
+            log = self._log.error
+        log("no space left for a chunk", volume=volume_id, chunk=chunk)
 
     def _on_repair_needed(self, volume_id: int, chunk: int, block: int, reason: str) -> None:
         self._log.error("stored block is bad", volume=volume_id, chunk=chunk, block=block, reason=reason)

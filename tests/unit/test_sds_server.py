@@ -206,9 +206,11 @@ async def test_what_is_refused_over_and_over_does_not_fill_the_log() -> None:
         with capture_logs() as lines:
             for _ in range(5):
                 await sds.show(token(seconds=-1))
+                sds.engine.say("no_space", VOLUME, 0)
+            await sds.settle()
     assert len(sds.engine.named("refuse")) == 5
-    levels = [line["log_level"] for line in lines if line["event"] == "capability refused"]
-    assert levels.count("warning") == 1
+    assert [line["event"] for line in lines if line["log_level"] == "warning"] == ["capability refused"]
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == ["no space left for a chunk"]
 
 
 async def test_a_revocation_that_meets_the_mdms_answer_wins() -> None:
