@@ -102,6 +102,9 @@ def main() -> int:
         cleanup.callback(clean_up, demo, mountpoint)
         try:
             show(demo, mountpoint, scratch)
+            if not arguments.keep:
+                demo.say("unmount: the embedded cluster stops with it")
+                demo.pfvol("umount", mountpoint)
         except (DemoError, subprocess.TimeoutExpired) as error:
             print(f"\nThe demonstration failed: {error}", file=sys.stderr)
             print_logs(demo.data_dir)
@@ -112,7 +115,6 @@ def main() -> int:
             demo.say(f"left mounted at {mountpoint}; this ends it:")
             print(f"  pfvol --data-dir {demo.data_dir} umount {mountpoint} && rm -r {base}")
             return 0
-        demo.say("unmount: the embedded cluster stops with it")
     demo.say("done: nothing is left behind")
     return 0
 
