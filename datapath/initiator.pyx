@@ -10,7 +10,7 @@ import os
 import struct
 import threading
 
-from libc.errno cimport EIO, ENODEV, errno
+from libc.errno cimport EINVAL, EIO, ENODEV, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -276,7 +276,8 @@ cdef void _change_volume(Engine* e, Message* m, Volume* v) noexcept nogil:
         _set_capability(v, m.data, m.size)
         link_capability_changed(e, v)
     elif m.kind == CMD_SET_SEGMENT:
-        if not v.removed and map_segment_set(v.map, <uint32_t>m.c, m.data, m.size) == 0:
+        # Without memory for it too: what waits asks for it again.
+        if not v.removed and map_segment_set(v.map, <uint32_t>m.c, m.data, m.size) != -EINVAL:
             link_segment_changed(e, v, <uint32_t>m.c)
     elif m.kind == CMD_REMOVE_VOLUME:
         v.removed = True
@@ -430,8 +431,6 @@ cdef class Initiator:
     """The engine of one SDC. See the .pyi for what each method promises."""
 
     def __cinit__(self, sdc_id, incarnation, *, io_deadline_seconds=60.0):
-        self._fuse_fd = -1
-        self._relay_fd = -1
         if engine_alloc(&self.engine) < 0:
             raise MemoryError
         self.engine.sdc_id = sdc_id

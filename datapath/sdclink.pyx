@@ -7,7 +7,7 @@ end of the connection, so that no answer is ever taken for another's; and that a
 have wrong bytes accepted: what does not verify is asked for elsewhere, what does not fit closes the connection.
 """
 
-from libc.errno cimport EFBIG, EIO, ENODEV, ENOSPC, EROFS, errno
+from libc.errno cimport EFBIG, EIO, ENODEV, ENOMEM, ENOSPC, EROFS, errno
 from posix.fcntl cimport F_GETFL, F_SETFL, O_NONBLOCK, fcntl
 from posix.unistd cimport close
 from datapath.checksum cimport verify_range
@@ -298,7 +298,7 @@ cdef void link_attach(Engine* e, uint32_t sds_id, int fd, uint64_t durable_incar
         link_drop(e, s, 0, False)
     if conn_init(&s.conn, &e.pool, fd, s.id) < 0:
         close(fd)
-        emit(e, EV_SDS_CLOSED, s.id, 12, 0, 0, NULL, 0)
+        emit(e, EV_SDS_CLOSED, s.id, ENOMEM, 0, 0, NULL, 0)
         return
     s.conn.user = s
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))

@@ -237,7 +237,6 @@ cdef Volume* volume_get(Engine* e, uint64_t id, uint64_t inode) noexcept nogil:
         m.user = v
         e.volumes[e.volume_count] = v
         pfvol_store_release(&e.volume_count, e.volume_count + 1)
-    v.inode = inode
     by_inode.user = v
     return v
 

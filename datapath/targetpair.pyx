@@ -199,7 +199,9 @@ cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexce
 
 
 cdef void tags_seen(Engine* e, Conn* c, Sync* s, Tag* theirs) noexcept nogil:
-    if theirs != NULL and chunk_allocate(e, s.chunk, epoch_of(e, s.chunk)) < 0:
+    if not s.chunk.unsynced:                               # its volume was purged meanwhile: it gets no slot again
+        s.failed = True
+    elif theirs != NULL and chunk_allocate(e, s.chunk, epoch_of(e, s.chunk)) < 0:
         s.failed = True
     elif not intent_durable(e, s.chunk):
         s.postponed = True
@@ -211,6 +213,8 @@ cdef bint pulled(Engine* e, Chunk* chunk, Header* h, char* body) noexcept nogil:
     """Whether the block is here now as the other copy has it."""
     cdef Tag* tag = <Tag*>(body + 4)
     cdef uint32_t block = h.offset >> BLOCK_SHIFT
+    if chunk.slot == SLOT_NONE:                            # purged meanwhile, or an answer to what was not asked
+        return False
     if h.status != ST_OK or h.length != BLOCK_SIZE or h.flags & (FLAG_ZEROS | FLAG_ABSENT):
         return False
     if verify_range(h.volume_id, h.chunk_index, h.offset, h.length, body + 20, <uint32_t*>body) >= 0:

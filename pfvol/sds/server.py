@@ -48,6 +48,7 @@ VERIFY_CHUNKS_MAX: Final = 32
 VERIFY_TIMEOUT_SECONDS: Final = 60.0
 BARRIER_TIMEOUT_SECONDS: Final = 5.0
 PURGED_MAX: Final = 65536
+LOGGED_AGAIN_SECONDS: Final = 10.0  # of what a client may bring about over and over; in between it is for debugging
 
 Verified = tuple[bool, bytes, bytes]
 
@@ -68,6 +69,8 @@ class Server:
         self._segment_locks: dict[int, trio.Lock] = {}
         self._mapped_at: dict[int, dict[int, float]] = {}  # volume -> segment -> when the engine was told of it
         self._capabilities_waiting = 0
+        self._warned_at: dict[int, float] = {}  # connection -> when a refusal was last a warning
+        self._full_said_at = float("-inf")
         self._verifying = trio.CapacityLimiter(1)
         self._tokens = 0
         self._answers: dict[int, tuple[trio.Event, list[Verified]]] = {}
@@ -224,7 +227,12 @@ class Server:
         self._target.grant(conn_id, request_id, volume_id, write=write, expires_boot_ns=max(expires_boot_ns, 0))
 
     def _refuse(self, conn_id: int, request_id: int, volume_id: int, status: int, reason: str) -> None:
-        self._log.warning("capability refused", volume=volume_id, sdc=self._clients.sdc_of(conn_id), reason=reason)
+        sdc_id, now = self._clients.sdc_of(conn_id), trio.current_time()
+        log = self._log.debug
+        if sdc_id is not None and now - self._warned_at.get(conn_id, float("-inf")) >= LOGGED_AGAIN_SECONDS:
+            self._warned_at[conn_id] = now
+            log = self._log.warning
+        log("capability refused", volume=volume_id, sdc=sdc_id, reason=reason)
         self._target.refuse(conn_id, request_id, volume_id, status)
 
     def _on_map_miss(self, volume_id: int, segment: int) -> None:
@@ -232,6 +240,7 @@ class Server:
 
     def _on_client_closed(self, conn_id: int, sdc_id: int, reason: str) -> None:
         self._clients.closed(conn_id)
+        self._warned_at.pop(conn_id, None)
         self._log.info("SDC disconnected", sdc=sdc_id, reason=reason)
 
     def _on_peer_closed(self, conn_id: int, sds_id: int, outgoing: bool, reason: str) -> None:
@@ -260,7 +269,11 @@ class Server:
             self._purged.append(volume_id)
 
     def _on_no_space(self, volume_id: int, chunk: int) -> None:
-        self._log.error("no space left for a chunk", volume=volume_id, chunk=chunk)
+        log, now = self._log.debug, trio.current_time()
+        if now - self._full_said_at >= LOGGED_AGAIN_SECONDS:
+            self._full_said_at = now
+            log = self._log.error
+        log("no space left for a chunk", volume=volume_id, chunk=chunk)
 
     def _on_repair_needed(self, volume_id: int, chunk: int, block: int, reason: str) -> None:
         self._log.error("stored block is bad", volume=volume_id, chunk=chunk, block=block, reason=reason)

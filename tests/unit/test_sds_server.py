@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 
 from datapath import wire
 from pfvol.capability import Capability, sign
@@ -198,6 +199,18 @@ async def test_a_volume_that_is_gone_is_dropped_and_refused() -> None:
         await sds.show(token())
         assert sds.engine.named("drop_volume") == [("drop_volume", VOLUME)]
         assert sds.engine.named("refuse") == [("refuse", CONN, 1, VOLUME, wire.ST_NO_VOLUME)]
+
+
+async def test_what_is_refused_over_and_over_does_not_fill_the_log() -> None:
+    async with serving() as sds:
+        with capture_logs() as lines:
+            for _ in range(5):
+                await sds.show(token(seconds=-1))
+                sds.engine.say("no_space", VOLUME, 0)
+            await sds.settle()
+    assert len(sds.engine.named("refuse")) == 5
+    assert [line["event"] for line in lines if line["log_level"] == "warning"] == ["capability refused"]
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == ["no space left for a chunk"]
 
 
 async def test_a_revocation_that_meets_the_mdms_answer_wins() -> None:
