@@ -193,14 +193,20 @@ cdef int chunk_discard(Engine* e, Chunk* c, uint32_t first, uint32_t count, uint
 
 
 cdef void chunk_trim(Engine* e, Chunk* c, bint refused) noexcept nogil:
-    cdef TargetVolume* v
     if c.slot == SLOT_NONE or c.live_blocks or c.ops != NULL or c.unsynced or e.devices[c.device].d.failed:
         return
+    if chunk_release(e, c):
+        e.devices[c.device].refused += refused
+
+
+cdef bint chunk_release(Engine* e, Chunk* c) noexcept nogil:
+    cdef TargetVolume* v
     if device_slot_free(e.devices[c.device].d, c.slot) < 0:
-        return                                             # the journal is full: the next time
-    e.devices[c.device].refused += refused
+        return False                                       # the journal is full: the next time
     c.slot = SLOT_NONE
     c.generation = 0
+    c.live_blocks = 0
     v = volume_of(e, c.volume_id)
     if v != NULL and v.slots:
         v.slots -= 1
+    return True

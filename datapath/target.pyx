@@ -2,12 +2,11 @@
 
 import threading
 
-from libc.errno cimport ENOBUFS, errno
+from libc.errno cimport ECONNREFUSED, ENOBUFS, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset, strlen
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from posix.time cimport clock_gettime, timespec
 from posix.unistd cimport close
 from datapath.blockfile cimport BlockDevice
 from datapath.device cimport (
@@ -24,6 +23,10 @@ from datapath.targetengine cimport *
 from datapath.targetstate cimport *
 from datapath.targetdurability cimport checkpoint_start, durability_done
 from datapath.targetframes cimport on_frame
+from datapath.targetlearn cimport learn_begin, learn_lost, learn_rate, learn_tick
+from datapath.targetlease cimport (LEASE_NS, lease_tick, map_version_set, now, peer_connected, peer_dead,
+                                   peer_disconnected, peer_get)
+from datapath.targetmembers cimport discard_strays, release_gated, tell_leaving
 from datapath.targetpair cimport peer_lost, sync_begin, sync_continue, unsync
 from datapath.targetread cimport read_done
 from datapath.targetvolumes cimport (forget_dropped, misses_answered, purge, segment, volume_get,
@@ -33,8 +36,6 @@ from datapath.waiting cimport (EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOL
                                epoll_ctl, epoll_event, epoll_wait)
 from datapath.wire cimport CHUNK_BLOCKS, Header, ST_OK, bad_frame_text, OP_CAPABILITY
 
-cdef extern from "<time.h>" nogil:
-    int CLOCK_BOOTTIME
 cdef extern from "<string.h>" nogil:
     const char* strerror(int number)
 
@@ -62,12 +63,11 @@ cdef enum Command:
     CMD_RESERVED = 11
     CMD_CHECKPOINT = 12
     CMD_VERIFY = 13
-
-
-cdef uint64_t now() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_BOOTTIME, &t)
-    return <uint64_t>t.tv_sec * 1000000000 + t.tv_nsec
+    CMD_MAP_VERSION = 14
+    CMD_LEAVE = 15
+    CMD_STAY = 16
+    CMD_DEAD = 17
+    CMD_RATE = 18
 
 
 cdef void arm(Engine* e, Conn* c, bint write) noexcept nogil:
@@ -91,8 +91,10 @@ cdef void drop_conn(Engine* e, Conn* c) noexcept nogil:
         emit(e, EV_CLIENT_CLOSED, c.id, s.node_id, 0, 0, why, strlen(why))
     else:
         e.counters.peers -= 1
+        peer_disconnected(e, c)
         if c.kind == CONN_PEER_OUT:
             peer_lost(e, c)
+            learn_lost(e, s.node_id)
             memset(&e.syncs[c.id & (CONNS_MAX - 1)], 0, sizeof(Sync))
         emit(e, EV_PEER_CLOSED, c.id, s.node_id, c.kind == CONN_PEER_OUT, 0, why, strlen(why))
     conn_destroy(c, &e.pool)
@@ -134,8 +136,39 @@ cdef void add_conn(Engine* e, Message* m) noexcept nogil:
     if epoll_ctl(e.epoll_fd, EPOLL_CTL_ADD, c.fd, &ev) < 0:
         c.error = errno
         drop_conn(e, c)
-    elif c.kind == CONN_PEER_OUT:
+    elif c.kind != CONN_CLIENT:
+        peer_add(e, c, m.d)
+
+
+cdef void peer_add(Engine* e, Conn* c, uint64_t incarnation) noexcept nogil:
+    cdef Peer* p = peer_get(e, (<Session*>c.user).node_id)
+    if p == NULL or p.leaving:                             # until the MDM has spoken there is nothing to say to it
+        c.error = ECONNREFUSED
+        drop_conn(e, c)
+        return
+    peer_connected(e, c, incarnation)
+    if c.kind == CONN_PEER_OUT:
         sync_begin(e, c)
+
+
+cdef void leave(Engine* e, uint32_t sds_id) noexcept nogil:
+    """Nothing goes on with this peer before the MDM has said who stays. What it was sent is applied here too."""
+    cdef Peer* p = peer_get(e, sds_id)
+    if p == NULL:
+        return
+    p.leaving = True
+    if p.out != NULL:
+        drop_conn(e, p.out)
+    if p.incoming != NULL:
+        drop_conn(e, p.incoming)
+    tell_leaving(e, p)
+
+
+cdef void stay(Engine* e, uint32_t sds_id) noexcept nogil:
+    cdef Peer* p = e.peers[sds_id & (SDS_IDS - 1)]
+    if p != NULL:
+        p.leaving = False
+        p.heard_ns = e.now_ns
 
 
 cdef void grant(Engine* e, Message* m) noexcept nogil:
@@ -222,6 +255,16 @@ cdef void command(Engine* e, Message* m) noexcept nogil:
         checkpoint_start(e)
     elif m.kind == CMD_VERIFY:
         verify(e, m)
+    elif m.kind == CMD_MAP_VERSION:
+        map_version_set(e, m.b)
+    elif m.kind == CMD_LEAVE:
+        leave(e, m.a)
+    elif m.kind == CMD_STAY:
+        stay(e, m.a)
+    elif m.kind == CMD_DEAD:
+        peer_dead(e, m.a, m.b)
+    elif m.kind == CMD_RATE:
+        learn_rate(e, m.a, m.b)
     else:
         v = volume_get(e, m.b)
         if v == NULL:
@@ -230,6 +273,7 @@ cdef void command(Engine* e, Message* m) noexcept nogil:
             v.size = m.c
             v.commit = m.d & 1
             v.thick = (m.d & 2) != 0
+            v.pool_id = m.a
             v.known = True
             v.dropped = False
             v.purge = v.purge and not v.aged
@@ -270,7 +314,10 @@ cdef void tick(Engine* e) noexcept nogil:
     forget_dropped(e)
     if e.purging:
         purge(e)
+    if e.strays:
+        discard_strays(e)
     sync_continue(e)
+    learn_begin(e)
     volume_report(e)
 
 
@@ -309,6 +356,10 @@ cdef void run(Engine* e) noexcept nogil:
                     mark_dirty(e, c)
                 if evs[i].events & ~EPOLLOUT and conn_receive(c, &e.pool, on_frame, e) < 0:
                     drop_conn(e, c)
+        if e.gated:
+            release_gated(e)
+        lease_tick(e)
+        learn_tick(e)
         flush_conns(e)
         if e.now_ns >= e.next_tick_ns:
             tick(e)
@@ -374,10 +425,11 @@ cdef class Target:
         e.durable_incarnation = durable_incarnation
         e.table_capacity = TABLE_SIZE
         e.table = <Chunk**>calloc(TABLE_SIZE, sizeof(Chunk*))
+        e.peers = <Peer**>calloc(SDS_IDS, sizeof(Peer*))
         e.scratch = <char*>malloc(4194304)
         pool_init(&e.pool)
         e.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
-        if (e.table == NULL or e.scratch == NULL or e.epoll_fd < 0 or map_init(&e.map) < 0
+        if (e.table == NULL or e.peers == NULL or e.scratch == NULL or e.epoll_fd < 0 or map_init(&e.map) < 0
                 or ring_init(&e.commands, 4096) < 0 or ring_init(&e.events, 4096) < 0):
             raise MemoryError("no memory or descriptors for the SDS engine")
         ev.events = EPOLLIN
@@ -419,6 +471,7 @@ cdef class Target:
             if c == NULL:
                 raise MemoryError
             unsync(self.e, c)
+            c.doubtful = True
 
     cdef bint _replaces(self, Chunk* c, Device* d, uint32_t slot) except -1:
         """Of a chunk's slots on two devices the one with the latest write stays, the other is given back.
@@ -439,6 +492,8 @@ cdef class Target:
         self.thread.start()
 
     def _main(self):
+        self.e.now_ns = now()
+        self.e.alone_ns = self.e.now_ns + LEASE_NS
         with nogil:
             run(self.e)
 
@@ -497,8 +552,8 @@ cdef class Target:
     def revoke(self, uint64_t volume_id, uint32_t sdc_id):
         self._send(CMD_REVOKE, sdc_id, volume_id)
 
-    def set_volume(self, uint64_t volume_id, uint64_t size_bytes, *, bint commit, bint thick):
-        self._send(CMD_VOLUME, 0, volume_id, size_bytes, (1 if commit else 0) | (2 if thick else 0))
+    def set_volume(self, uint64_t volume_id, uint64_t size_bytes, *, bint commit, bint thick, uint32_t pool_id=0):
+        self._send(CMD_VOLUME, pool_id, volume_id, size_bytes, (1 if commit else 0) | (2 if thick else 0))
 
     def drop_volume(self, uint64_t volume_id):
         self._send(CMD_DROP, 0, volume_id)
@@ -506,12 +561,13 @@ cdef class Target:
     def purge_volume(self, uint64_t volume_id):
         self._send(CMD_PURGE, 0, volume_id)
 
-    def set_segment(self, uint64_t volume_id, uint32_t segment_index, bytes entries not None):
+    def set_segment(self, uint64_t volume_id, uint32_t segment_index, bytes entries not None, uint64_t version=0):
         cdef Message m
         memset(&m, 0, sizeof(m))
         m.kind = CMD_SEGMENT
         m.a = segment_index
         m.b = volume_id
+        m.c = version
         m.size = len(entries)
         m.data = <char*>malloc(m.size + 1)
         if m.data == NULL:
@@ -520,6 +576,21 @@ cdef class Target:
         ring_retry(&self.e.commands)
         if ring_push(&self.e.commands, &m) < 0:
             raise MemoryError
+
+    def set_map_version(self, uint64_t version):
+        self._send(CMD_MAP_VERSION, 0, version)
+
+    def leave(self, uint32_t sds_id):
+        self._send(CMD_LEAVE, sds_id)
+
+    def stay(self, uint32_t sds_id):
+        self._send(CMD_STAY, sds_id)
+
+    def peer_dead(self, uint32_t sds_id, uint64_t incarnation):
+        self._send(CMD_DEAD, sds_id, incarnation)
+
+    def set_resync_rate(self, uint32_t pool_id, uint64_t bytes_per_second):
+        self._send(CMD_RATE, pool_id, bytes_per_second)
 
     def set_reserved(self, uint64_t slots):
         self._send(CMD_RESERVED, 0, slots)
@@ -567,6 +638,17 @@ cdef class Target:
             return ("no_space", m.b, m.a)
         if m.kind == EV_REPAIR:
             return ("repair_needed", m.b, m.a, m.c, "the block does not match its tag")
+        if m.kind == EV_PEER_SILENT:
+            return ("peer_silent", m.a)
+        if m.kind == EV_LEAVING:
+            numbers = memoryview(data).cast("Q").tolist() if data else []
+            return ("leaving", m.a, bool(m.b), bool(m.c), list(zip(numbers[::2], numbers[1::2], strict=True)))
+        if m.kind == EV_LEARNED:
+            numbers = memoryview(data).cast("Q").tolist()
+            return ("learned", m.a, list(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)))
+        if m.kind == EV_LEARNER_LOST:
+            numbers = memoryview(data).cast("Q").tolist()
+            return ("learner_lost", m.a, list(zip(numbers[::2], numbers[1::2], strict=True)))
         if m.kind == EV_VOLUMES:
             numbers = memoryview(data).cast("Q").tolist() if data else []
             self.volumes_seen = {numbers[i]: tuple(numbers[i + 1:i + 5]) for i in range(0, len(numbers), 5)}
@@ -589,6 +671,7 @@ cdef class Target:
         # The thread holds a reference to this object: it has ended, or was never started. (self.thread says nothing
         # here: the garbage collector has cleared it.)
         cdef Chunk* c
+        cdef Peer* p
         cdef uint32_t i
         if self.e == NULL:
             return
@@ -605,6 +688,11 @@ cdef class Target:
         for i in range(self.e.map.capacity):
             if self.e.map.table[i] != NULL:
                 free(self.e.map.table[i].user)
+        while self.e.peer_list != NULL:
+            p = self.e.peer_list
+            self.e.peer_list = p.next
+            free(p)
+        free(self.e.peers)
         ring_destroy(&self.e.commands)
         ring_destroy(&self.e.events)
         map_destroy(&self.e.map)

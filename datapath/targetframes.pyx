@@ -10,8 +10,10 @@ from datapath.connection cimport buf_get, buf_put, buf_ref
 from datapath.ondisk cimport SLOT_NONE, Tag
 from datapath.tags cimport tag_check, tag_is_hole
 from datapath.targetdurability cimport flush_next
-from datapath.targetengine cimport (EV_CAPABILITY, emit, map_miss, op_enter, op_new, peer_conn, reply_head, reply_to,
-                                    send_body, send_head, send_ref)
+from datapath.targetengine cimport (EV_CAPABILITY, conn_by_id, emit, map_miss, op_enter, op_finish, op_new, reply_head,
+                                    reply_to, send_body, send_head, send_ref)
+from datapath.targetlease cimport lease_asked, peer_get
+from datapath.targetmembers cimport members_ready
 from datapath.targetpair cimport PULL_BLOCKS_MAX, agreed, secondary_answer
 from datapath.targetread cimport read_answer
 from datapath.targetstate cimport *
@@ -40,7 +42,6 @@ cdef uint32_t admit(Engine* e, Conn* c, Header* h, bint write) noexcept nogil:
     cdef MapVolume* v
     cdef TargetVolume* tv
     cdef const MapEntry* entry
-    cdef Conn* peer
     cdef Chunk* chunk
     cdef uint64_t size
     cdef uint32_t status = grant_status(e, c, h.volume_id, write)
@@ -65,20 +66,11 @@ cdef uint32_t admit(Engine* e, Conn* c, Header* h, bint write) noexcept nogil:
             return ST_NOT_READY
         return ST_STALE_MAP
     chunk = chunk_find(e, h.volume_id, h.chunk_index)
-    if entry.primary == e.sds_id:
-        if entry.secondary:
-            peer = peer_conn(e, entry.secondary, CONN_PEER_OUT)
-            if peer == NULL or not (<Session*>peer.user).ready:
-                return ST_NOT_READY
-    elif write:
+    if entry.primary != e.sds_id and (write or entry.secondary != e.sds_id):
         return ST_NOT_MEMBER
-    elif entry.secondary == e.sds_id:
-        peer = peer_conn(e, entry.primary, CONN_PEER_IN)
-        if peer == NULL or not (<Session*>peer.user).ready:
-            return ST_NOT_READY
-    else:
-        return ST_NOT_MEMBER
-    return ST_NOT_READY if chunk != NULL and chunk.unsynced else ST_OK
+    if (chunk != NULL and chunk.unsynced) or not members_ready(e, entry, h.volume_id, h.chunk_index):
+        return ST_NOT_READY
+    return ST_OK
 
 
 cdef void seek_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogil:
@@ -206,6 +198,7 @@ cdef void dirty_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
                 if here < DIRTY_PER_FRAME:
                     memcpy(list.data + here * 16, &chunk.volume_id, 8)
                     memcpy(list.data + here * 16 + 8, &chunk.index, 4)
+                    list.data[here * 16 + 12] = chunk.doubtful
                 here += 1
             chunk = chunk.hash_next
         if here > DIRTY_PER_FRAME:
@@ -255,18 +248,79 @@ cdef void pull_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
     buf_put(&e.pool, b)
 
 
+cdef void look_later(Engine* e, Conn* c, Header* h) noexcept nogil:
+    """TAGS and PULL: behind all that came before them, so that the answer is of a copy that has it."""
+    cdef Chunk* chunk = chunk_get(e, h.volume_id, h.chunk_index)
+    cdef Op* op = NULL if chunk == NULL else op_new(e)
+    if op == NULL:
+        reply_to(e, c.id, h, ST_BUSY, 0)
+        return
+    op.kind = KIND_LOOK
+    op.conn_id = c.id
+    op.h = h[0]
+    op.started_ns = e.now_ns
+    if h.opcode == OP_TAGS:
+        op_enter(e, op, chunk, 0, CHUNK_SIZE)
+    else:
+        op_enter(e, op, chunk, h.offset, h.length)
+
+
+cdef void look_answer(Engine* e, Op* op) noexcept nogil:
+    cdef Conn* c = conn_by_id(e, op.conn_id)
+    if c != NULL and op.h.opcode == OP_TAGS:
+        tags_answer(e, c, &op.h)
+    elif c != NULL:
+        pull_answer(e, c, &op.h)
+    op_finish(e, op)
+
+
+cdef void pinged(Engine* e, Conn* c, Header* h) noexcept nogil:
+    cdef Chunk* chunk
+    cdef Peer* p
+    if h.volume_id:
+        chunk = chunk_get(e, h.volume_id, h.chunk_index)
+        if chunk != NULL and h.flags & FLAG_RESYNC:
+            agreed(e, chunk)
+            chunk.open_epoch = max(chunk.open_epoch, h.epoch)
+    elif h.flags & FLAG_RESYNC:
+        (<Session*>c.user).ready = True
+        p = peer_get(e, (<Session*>c.user).node_id)
+        if p != NULL:
+            p.agreed_as_secondary = True
+    elif h.flags & FLAG_COMMIT:
+        flush_for(e, c, h)
+        return
+    elif h.op_id:
+        lease_asked(e, c, h)
+        return
+    reply_to(e, c.id, h, ST_OK, 0)
+
+
+cdef void flush_for(Engine* e, Conn* c, Header* h) noexcept nogil:
+    """A primary wants all that it has sent on our disks."""
+    cdef Op* op = op_new(e)
+    if op == NULL:
+        reply_to(e, c.id, h, ST_BUSY, 0)
+        return
+    op.kind = KIND_FLUSH
+    op.conn_id = c.id
+    op.h = h[0]
+    op.started_ns = e.now_ns
+    op.pending = PENDING_SYNC
+    flush_next(e, op)
+
+
 cdef uint32_t place_status(Engine* e, Conn* c, Header* h) noexcept nogil:
     """Whether the map makes the SDS on this connection the chunk's primary, and us one of its other copies."""
     cdef MapVolume* v = map_volume_find(&e.map, h.volume_id)
     cdef const MapEntry* entry = map_lookup(v, h.chunk_index) if v != NULL else NULL
-    cdef bint writes = h.opcode == OP_REPLICATE or h.opcode == OP_REPLICATE_DISCARD
     if v != NULL and v.user != NULL and (<TargetVolume*>v.user).dropped:
         return ST_NO_VOLUME
-    if entry == NULL or (writes and h.epoch > entry.epoch):
+    if entry == NULL or ((h.opcode == OP_REPLICATE or h.opcode == OP_REPLICATE_DISCARD) and h.epoch > entry.epoch):
         map_miss(e, h.volume_id, h.chunk_index >> 10)
+    if entry == NULL:
         return ST_NOT_READY
-    if writes and h.epoch < entry.epoch:
-        return ST_STALE_MAP
+    # Of any epoch: its connection is its newest and keeps its order, and as long as it leads it has dropped nothing.
     if entry.primary != (<Session*>c.user).node_id or (entry.secondary != e.sds_id and entry.learner != e.sds_id):
         return ST_NOT_MEMBER
     return ST_OK
@@ -285,19 +339,11 @@ cdef int primary_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) no
     if status != ST_OK:
         reply_to(e, c.id, h, status, 0)
     elif h.opcode == OP_PING:
-        if h.flags & FLAG_RESYNC and h.volume_id:
-            chunk = chunk_find(e, h.volume_id, h.chunk_index)
-            if chunk != NULL:
-                agreed(e, chunk)
-        elif h.flags & FLAG_RESYNC:
-            (<Session*>c.user).ready = True
-        reply_to(e, c.id, h, ST_OK, 0)
-    elif h.opcode == OP_TAGS:
-        tags_answer(e, c, h)
+        pinged(e, c, h)
     elif h.opcode == OP_DIRTY:
         dirty_answer(e, c, h)
-    elif h.opcode == OP_PULL:
-        pull_answer(e, c, h)
+    elif h.opcode == OP_TAGS or h.opcode == OP_PULL:
+        look_later(e, c, h)
     else:
         if h.opcode != OP_REPLICATE_DISCARD and verify_range(h.volume_id, h.chunk_index, h.offset, h.length,
                                                              body + head, <uint32_t*>body) >= 0:

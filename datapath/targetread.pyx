@@ -16,8 +16,8 @@ from datapath.histogram cimport hist_record
 from datapath.iopool cimport Job, iopool_submit
 from datapath.ondisk cimport SLOT_NONE, Tag
 from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown
-from datapath.targetengine cimport (conn_by_id, mark_dirty, may_still, op_enter, op_finish, op_new, reply_head,
-                                    reply_to, send_head, send_ref)
+from datapath.targetengine cimport (conn_by_id, mark_dirty, op_enter, op_finish, op_new, reply_head, reply_to, send_head,
+                                    send_ref, still_status)
 from datapath.targetstate cimport *
 from datapath.wire cimport *
 
@@ -137,14 +137,11 @@ cdef void read_start(Engine* e, Op* op) noexcept nogil:
     """A read that had to wait, or that the page cache does not hold: it keeps its range while a pool thread reads."""
     cdef uint32_t status
     op.owner = buf_get(&e.pool, op.h.length + op.count * 4)
-    if op.owner == NULL:
-        status = ST_BUSY
-    elif not may_still(e, op):
-        status = ST_NOT_AUTHORIZED
-    else:
+    status = ST_BUSY if op.owner == NULL else still_status(e, op)
+    if status == ST_OK:
         op.checks = <uint32_t*>op.owner.data
         op.data = op.owner.data + op.count * 4
-        status = ST_NOT_READY if op.chunk.unsynced else read_plan(e, op.chunk, op.first, op.count, op.checks)
+        status = read_plan(e, op.chunk, op.first, op.count, op.checks)
     if status != ST_OK:
         read_refuse(e, op.conn_id, &op.h, status)
         op_finish(e, op)

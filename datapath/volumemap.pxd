@@ -15,7 +15,7 @@ cdef packed struct MapEntry:
     uint16_t primary
     uint16_t secondary
     uint16_t learner
-    uint16_t flags
+    uint16_t left                    # the member that the newest change took out of the set
 
 cdef struct MapVolume:
     uint64_t volume_id
