@@ -168,7 +168,7 @@ cdef struct Sync:                    # the agreement of a pair, one chunk at a t
 cdef struct Counters:
     uint64_t read_ops, read_bytes, read_ns, write_ops, write_bytes, write_ns, replicate_ops, replicate_bytes
     uint64_t flush_ops, flush_ns, discard_ops, reads_inline, reads_pooled, checksum_errors, journal_commits, checkpoints
-    uint64_t bad_frames, leases_lapsed
+    uint64_t bad_frames, leases_lapsed, turn_max_ns
     uint32_t clients, peers, queue_depth
 
 cdef struct Engine:
@@ -199,6 +199,7 @@ cdef struct Engine:
     Peer* peer_list
     uint64_t map_version             # all map segments known here are at least this new; 0: the MDM has not said yet
     uint64_t next_ping_ns
+    uint64_t turned_ns               # when the loop last came round
     uint64_t alone_ns                # not alone before: we do not know whom we granted what before our start
     bint gated                       # operations wait for a gate to open
     bint strays                      # the map says of something here that it is not ours
