@@ -1,6 +1,6 @@
 # The SDS engine's structures. One shard's thread owns all of it; pool threads touch only the Job they run and its
 # buffers.
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from datapath.device cimport Device
 from datapath.connection cimport Buf, Conn, Pool
 from datapath.histogram cimport Histogram
@@ -129,6 +129,8 @@ cdef struct Op:
     uint32_t first                   # blocks
     uint32_t count
     uint64_t seq
+    uint16_t remote_id               # who has to confirm it: PENDING_REMOTE
+    uint16_t learner_id              # PENDING_LEARNER
     uint64_t started_ns
     int fd
     uint64_t offset
