@@ -19,13 +19,15 @@ class Target:
         """Before ``start``: the engine indexes its slots and owns it from now on."""
     def start(self) -> None: ...
     def stop(self, *, checkpoint: bool = True) -> None:
-        """Answers what is in flight where it can, checkpoints, joins the thread (blocks: use a worker thread)."""
+        """Closes every connection (who waits for an answer asks again), joins the thread, checkpoints.
+
+        Blocks: use a worker thread.
+        """
     def events(self) -> list[tuple[Any, ...]]:
         """What happened since the last call, in order:
 
         - ``("capability", conn_id, request_id, volume_id, token: bytes)``: answer with ``grant`` or ``refuse``
         - ``("map_miss", volume_id, segment_index)``: answer with ``set_segment`` (asked once until it is answered)
-        - ``("volume_miss", volume_id)``: answer with ``set_volume`` or ``drop_volume``
         - ``("client_closed", conn_id, sdc_id, reason: str)``
         - ``("peer_closed", conn_id, sds_id, outgoing: bool, reason: str)``
         - ``("peer_synced", sds_id, chunks, blocks_pulled, blocks_pushed)``: the pair agrees, chunks of the pair serve
@@ -34,8 +36,12 @@ class Target:
         - ``("verified", token, present: bool, tags: bytes, bad: bytes)``: 1024 tags of 16 bytes, 128 bytes of bad bits
         - ``("purged", volume_id)``
         - ``("no_space", volume_id, chunk_index)``
+        - ``("peer_silent", sds_id)``: no lease from it for a second; again every half second
+        - ``("leaving", sds_id, as_primary, as_secondary, [(volume_id, chunk), ...])``: in which roles the pair has agreed
+          since this SDS started, and chunks of the pair that may lack something here
+        - ``("learned", sds_id, [(volume_id, chunk, epoch), ...])``: the learner has all of these on its disks
+        - ``("learner_lost", sds_id, [(volume_id, chunk), ...])``: it went away after ``learned``
         - ``("repair_needed", volume_id, chunk_index, block, reason: str)``: a stored block does not match its tag
-        - ``("stopped",)``
         """
     def add_client(self, fd: int, sdc_id: int, incarnation: int) -> int:
         """Hands over an authenticated socket of an SDC (the engine owns fd); its older sessions are closed first."""
@@ -47,13 +53,27 @@ class Target:
     def refuse(self, conn_id: int, request_id: int, volume_id: int, status: int) -> None: ...
     def revoke(self, volume_id: int, sdc_id: int) -> None:
         """At once: no request of that SDC for the volume that has not yet been applied is applied any more."""
-    def set_volume(self, volume_id: int, size_bytes: int, *, commit: bool, thick: bool) -> None: ...
+    def set_volume(self, volume_id: int, size_bytes: int, *, commit: bool, thick: bool, pool_id: int = 0) -> None: ...
     def drop_volume(self, volume_id: int) -> None:
         """The volume does not exist (any more): its requests get NO_VOLUME."""
     def purge_volume(self, volume_id: int) -> None:
         """Drop it and give all its slots back; ends with a ``purged`` event."""
-    def set_segment(self, volume_id: int, segment_index: int, entries: bytes) -> None:
-        """The map of 1024 chunks: 12 bytes each, ``<IHHHH``: epoch, primary, secondary, learner, flags (0)."""
+    def set_segment(self, volume_id: int, segment_index: int, entries: bytes, version: int = 0) -> None:
+        """The map of 1024 chunks: 12 bytes each, ``<IHHHH``: epoch, primary, secondary, learner, left.
+
+        An entry is taken when its epoch is newer than the one known. ``version``: the MDM's map version when it made
+        these entries; an SDS that has left a set has to know it before it is granted a lease again.
+        """
+    def set_map_version(self, version: int) -> None:
+        """Every segment known here is at least this new. Nobody is granted a lease before the first call."""
+    def leave(self, sds_id: int) -> None:
+        """Closes the connections with the peer, grants it nothing any more, and answers with ``leaving``."""
+    def stay(self, sds_id: int) -> None:
+        """The MDM has spoken, or cannot: the peer may connect again."""
+    def peer_dead(self, sds_id: int, incarnation: int) -> None:
+        """Nothing is left of that process of the peer: what it was granted counts as over."""
+    def set_resync_rate(self, pool_id: int, bytes_per_second: int) -> None:
+        """What may be copied to learners in this pool; 0: nothing."""
     def set_reserved(self, slots: int) -> None:
         """Slots promised to thick volumes on this SDS in all (used ones included): thin ones leave room for them."""
     def checkpoint(self) -> None: ...
@@ -64,6 +84,7 @@ class Target:
         ``slots_total slots_used slots_free slots_reserved clients peers queue_depth known_volumes known_chunks``,
         ``read_ops read_bytes read_ns write_ops write_bytes write_ns replicate_ops replicate_bytes flush_ops flush_ns``,
         ``discard_ops reads_inline reads_pooled checksum_errors journal_commits checkpoints bad_frames buffer_bytes``,
+        ``leases_lapsed turn_max_ns`` (the longest turn of the engine's loop),
         ``read_histogram write_histogram`` (lists, see histogram.pxd),
         ``volumes``: ``{volume_id: (chunks, blocks, primary_chunks, primary_blocks)}`` allocated here.
         """

@@ -2,47 +2,40 @@
 
 import threading
 
+from libc.errno cimport ECONNREFUSED, ENOBUFS, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memset, strlen
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from posix.time cimport clock_gettime, timespec
 from posix.unistd cimport close
 from datapath.blockfile cimport BlockDevice
 from datapath.device cimport (
     Device, device_checkpoint_begin, device_checkpoint_end, device_intent, device_journal_commit, device_journal_void,
-    device_sync_all, device_sync_begin, device_verify_slot)
+    device_slot_free, device_sync_all, device_sync_begin, device_tags, device_verify_slot)
 from datapath.chunkstore cimport chunk_find, chunk_get, chunk_tags
-from datapath.connection cimport conn_destroy, conn_flush, conn_init, conn_receive, pool_destroy, pool_init
+from datapath.connection cimport buf_put, conn_destroy, conn_flush, conn_init, conn_receive, pool_destroy, pool_init
 from datapath.histogram cimport hist_list
 from datapath.iopool cimport Job, iopool_start, iopool_stop, iopool_take
-from datapath.ondisk cimport SLOT_NONE, SLOT_USED
+from datapath.ondisk cimport SLOT_NONE, SLOT_USED, Tag
 from datapath.ring cimport Message, ring_clear, ring_destroy, ring_init, ring_pop, ring_push, ring_retry
-from datapath.tags cimport tag_is_hole
+from datapath.tags cimport tag_is_hole, tag_newer
 from datapath.targetengine cimport *
 from datapath.targetstate cimport *
 from datapath.targetdurability cimport checkpoint_start, durability_done
 from datapath.targetframes cimport on_frame
+from datapath.targetlearn cimport learn_begin, learn_lost, learn_rate, learn_tick
+from datapath.targetlease cimport (LEASE_NS, lease_tick, map_version_set, now, peer_connected, peer_dead,
+                                   peer_disconnected, peer_get)
+from datapath.targetmembers cimport discard_strays, release_gated, tell_leaving
 from datapath.targetpair cimport peer_lost, sync_begin, sync_continue, unsync
 from datapath.targetread cimport read_done
 from datapath.targetvolumes cimport (forget_dropped, misses_answered, purge, segment, volume_get,
                                      volume_report)
 from datapath.volumemap cimport map_destroy, map_init
-from datapath.wire cimport Header, ST_OK, bad_frame_text, OP_CAPABILITY
+from datapath.waiting cimport (EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, epoll_create1,
+                               epoll_ctl, epoll_event, epoll_wait)
+from datapath.wire cimport CHUNK_BLOCKS, Header, ST_OK, bad_frame_text, OP_CAPABILITY
 
-cdef extern from "<sys/epoll.h>" nogil:
-    ctypedef union epoll_data_t:
-        uint64_t u64
-    cdef struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int flags)
-    int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
-    int epoll_wait(int epfd, epoll_event* events, int count, int timeout_ms)
-    int EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CLOEXEC
-    uint32_t EPOLLIN, EPOLLOUT
-cdef extern from "<time.h>" nogil:
-    int CLOCK_BOOTTIME
 cdef extern from "<string.h>" nogil:
     const char* strerror(int number)
 
@@ -52,6 +45,9 @@ cdef enum:
     TABLE_SIZE = 65536
     TICK_NS = 200000000
     OUT_BYTES_MAX = 67108864         # a peer that does not read is cut off
+
+cdef const char* CLOSED_HERE = "closed by this SDS"
+cdef const char* NO_ROOM = "no room for another connection"
 
 cdef enum Command:
     CMD_STOP = 1
@@ -67,12 +63,11 @@ cdef enum Command:
     CMD_RESERVED = 11
     CMD_CHECKPOINT = 12
     CMD_VERIFY = 13
-
-
-cdef uint64_t now() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_BOOTTIME, &t)
-    return <uint64_t>t.tv_sec * 1000000000 + t.tv_nsec
+    CMD_MAP_VERSION = 14
+    CMD_LEAVE = 15
+    CMD_STAY = 16
+    CMD_DEAD = 17
+    CMD_RATE = 18
 
 
 cdef void arm(Engine* e, Conn* c, bint write) noexcept nogil:
@@ -85,24 +80,23 @@ cdef void arm(Engine* e, Conn* c, bint write) noexcept nogil:
 
 cdef void drop_conn(Engine* e, Conn* c) noexcept nogil:
     cdef Session* s = <Session*>c.user
-    cdef const char* why = strerror(c.error)
-    cdef uint32_t length = 0
+    cdef const char* why = strerror(c.error) if c.error else CLOSED_HERE
     if c.error < 0:
         why = bad_frame_text(-c.error)
         e.counters.bad_frames += 1
-    while why[length]:
-        length += 1
     c.closing = True
     e.conns[c.id & (CONNS_MAX - 1)] = NULL
     if c.kind == CONN_CLIENT:
         e.counters.clients -= 1
-        emit(e, EV_CLIENT_CLOSED, c.id, s.node_id, 0, 0, why, length)
+        emit(e, EV_CLIENT_CLOSED, c.id, s.node_id, 0, 0, why, strlen(why))
     else:
         e.counters.peers -= 1
+        peer_disconnected(e, c)
         if c.kind == CONN_PEER_OUT:
             peer_lost(e, c)
+            learn_lost(e, s.node_id)
             memset(&e.syncs[c.id & (CONNS_MAX - 1)], 0, sizeof(Sync))
-        emit(e, EV_PEER_CLOSED, c.id, s.node_id, c.kind == CONN_PEER_OUT, 0, why, length)
+        emit(e, EV_PEER_CLOSED, c.id, s.node_id, c.kind == CONN_PEER_OUT, 0, why, strlen(why))
     conn_destroy(c, &e.pool)
     free(s)
     free(c)
@@ -125,6 +119,8 @@ cdef void add_conn(Engine* e, Message* m) noexcept nogil:
         free(c)
         free(s)
         close(<int>m.b)
+        emit(e, EV_CLIENT_CLOSED if m.size == CONN_CLIENT else EV_PEER_CLOSED, m.a, m.c, m.size == CONN_PEER_OUT, 0,
+             NO_ROOM, strlen(NO_ROOM))
         return
     c.kind = <int>m.size
     c.user = s
@@ -133,13 +129,46 @@ cdef void add_conn(Engine* e, Message* m) noexcept nogil:
     e.conns[m.a & (CONNS_MAX - 1)] = c
     ev.events = EPOLLIN
     ev.data.u64 = m.a & (CONNS_MAX - 1)
-    epoll_ctl(e.epoll_fd, EPOLL_CTL_ADD, c.fd, &ev)
     if c.kind == CONN_CLIENT:
         e.counters.clients += 1
     else:
         e.counters.peers += 1
+    if epoll_ctl(e.epoll_fd, EPOLL_CTL_ADD, c.fd, &ev) < 0:
+        c.error = errno
+        drop_conn(e, c)
+    elif c.kind != CONN_CLIENT:
+        peer_add(e, c, m.d)
+
+
+cdef void peer_add(Engine* e, Conn* c, uint64_t incarnation) noexcept nogil:
+    cdef Peer* p = peer_get(e, (<Session*>c.user).node_id)
+    if p == NULL or p.leaving:                             # until the MDM has spoken there is nothing to say to it
+        c.error = ECONNREFUSED
+        drop_conn(e, c)
+        return
+    peer_connected(e, c, incarnation)
     if c.kind == CONN_PEER_OUT:
         sync_begin(e, c)
+
+
+cdef void leave(Engine* e, uint32_t sds_id) noexcept nogil:
+    """Nothing goes on with this peer before the MDM has said who stays. What it was sent is applied here too."""
+    cdef Peer* p = peer_get(e, sds_id)
+    if p == NULL:
+        return
+    p.leaving = True
+    if p.out != NULL:
+        drop_conn(e, p.out)
+    if p.incoming != NULL:
+        drop_conn(e, p.incoming)
+    tell_leaving(e, p)
+
+
+cdef void stay(Engine* e, uint32_t sds_id) noexcept nogil:
+    cdef Peer* p = e.peers[sds_id & (SDS_IDS - 1)]
+    if p != NULL:
+        p.leaving = False
+        p.heard_ns = e.now_ns
 
 
 cdef void grant(Engine* e, Message* m) noexcept nogil:
@@ -198,7 +227,8 @@ cdef void verify(Engine* e, Message* m) noexcept nogil:
     answer = <char*>calloc(1, 16384 + 128)
     if answer == NULL:
         return
-    device_verify_slot(e.devices[c.device].d, m.c, m.a, c.slot, e.scratch, <unsigned char*>answer + 16384)
+    if device_verify_slot(e.devices[c.device].d, m.c, m.a, c.slot, e.scratch, <unsigned char*>answer + 16384) < 0:
+        memset(answer + 16384, 0xff, 128)                  # not read: not one block of it is known to be good
     memcpy(answer, chunk_tags(e, c), 16384)
     emit(e, EV_VERIFIED, 1, m.b, 0, 0, answer, 16384 + 128)
     free(answer)
@@ -225,6 +255,16 @@ cdef void command(Engine* e, Message* m) noexcept nogil:
         checkpoint_start(e)
     elif m.kind == CMD_VERIFY:
         verify(e, m)
+    elif m.kind == CMD_MAP_VERSION:
+        map_version_set(e, m.b)
+    elif m.kind == CMD_LEAVE:
+        leave(e, m.a)
+    elif m.kind == CMD_STAY:
+        stay(e, m.a)
+    elif m.kind == CMD_DEAD:
+        peer_dead(e, m.a, m.b)
+    elif m.kind == CMD_RATE:
+        learn_rate(e, m.a, m.b)
     else:
         v = volume_get(e, m.b)
         if v == NULL:
@@ -233,6 +273,7 @@ cdef void command(Engine* e, Message* m) noexcept nogil:
             v.size = m.c
             v.commit = m.d & 1
             v.thick = (m.d & 2) != 0
+            v.pool_id = m.a
             v.known = True
             v.dropped = False
             v.purge = v.purge and not v.aged
@@ -248,21 +289,23 @@ cdef void command(Engine* e, Message* m) noexcept nogil:
 
 
 cdef void flush_conns(Engine* e) noexcept nogil:
-    cdef uint32_t i = 0
+    cdef uint32_t place
     cdef Conn* c
     cdef int result
-    while i < e.dirty_count:
-        c = e.conns[e.dirty_places[i]]
-        e.dirty_place[e.dirty_places[i]] = False
-        i += 1
+    while e.dirty_count:                                   # a stack: dropping a connection makes others dirty again
+        e.dirty_count -= 1
+        place = e.dirty_places[e.dirty_count]
+        e.dirty_place[place] = False
+        c = e.conns[place]
         if c == NULL:
             continue
         result = conn_flush(c, &e.pool)
-        if result < 0 or c.out_bytes > OUT_BYTES_MAX:
+        if result >= 0 and c.out_bytes > OUT_BYTES_MAX:
+            c.error = ENOBUFS
+        if result < 0 or c.error:
             drop_conn(e, c)
         elif (result == 1) != c.want_write:
             arm(e, c, result == 1)
-    e.dirty_count = 0
 
 
 cdef void tick(Engine* e) noexcept nogil:
@@ -271,7 +314,10 @@ cdef void tick(Engine* e) noexcept nogil:
     forget_dropped(e)
     if e.purging:
         purge(e)
+    if e.strays:
+        discard_strays(e)
     sync_continue(e)
+    learn_begin(e)
     volume_report(e)
 
 
@@ -285,7 +331,6 @@ cdef void run(Engine* e) noexcept nogil:
     cdef Job* following
     cdef Conn* c
     while not e.stopping:
-        e.now_ns = now()
         count = epoll_wait(e.epoll_fd, evs, 64, 50)
         e.now_ns = now()
         for i in range(count):
@@ -311,6 +356,10 @@ cdef void run(Engine* e) noexcept nogil:
                     mark_dirty(e, c)
                 if evs[i].events & ~EPOLLOUT and conn_receive(c, &e.pool, on_frame, e) < 0:
                     drop_conn(e, c)
+        if e.gated:
+            release_gated(e)
+        lease_tick(e)
+        learn_tick(e)
         flush_conns(e)
         if e.now_ns >= e.next_tick_ns:
             tick(e)
@@ -320,27 +369,41 @@ cdef void run(Engine* e) noexcept nogil:
     iopool_stop(&e.io)
 
 
-cdef int last_checkpoint(Engine* e) noexcept nogil:
+cdef void last_checkpoint(Engine* e) noexcept nogil:
     """After the thread: everything synced, chunks that still may differ keep their intents."""
     cdef uint32_t i, at
+    cdef bint kept
     cdef Chunk* c
     cdef Device* d
     for i in range(e.device_count):
         d = e.devices[i].d
         if d.failed:
             continue
-        device_checkpoint_begin(d)
+        device_checkpoint_begin(d)                         # or goes on with the one that the stop cut off
+        kept = True
         for at in range(e.table_capacity):
             c = e.table[at]
             while c != NULL:
                 if (c.unsynced or c.ops != NULL) and (c.slot != SLOT_NONE and c.device == i
                                                       or c.slot == SLOT_NONE and i == 0):
-                    device_intent(d, c.volume_id, c.index, c.slot)
+                    kept = device_intent(d, c.volume_id, c.index, c.slot) >= 0 and kept
                 c = c.hash_next
         device_sync_begin(d)
-        if device_journal_commit(d) == 0 and device_sync_all(d) == 0 and device_journal_void(d) == 0:
+        if device_journal_commit(d) == 0 and device_sync_all(d) == 0 and kept and device_journal_void(d) == 0:
             device_checkpoint_end(d)
-    return 0
+
+
+cdef bint tags_later(const Tag* tags, const Tag* than) noexcept nogil:
+    """Whether the latest write of the one slot came after all those of the other."""
+    cdef const Tag* latest = &than[0]
+    cdef uint32_t i
+    for i in range(CHUNK_BLOCKS):
+        if tag_newer(than[i].epoch, than[i].seq, latest):
+            latest = &than[i]
+    for i in range(CHUNK_BLOCKS):
+        if tag_newer(tags[i].epoch, tags[i].seq, latest):
+            return True
+    return False
 
 
 cdef class Target:
@@ -362,10 +425,11 @@ cdef class Target:
         e.durable_incarnation = durable_incarnation
         e.table_capacity = TABLE_SIZE
         e.table = <Chunk**>calloc(TABLE_SIZE, sizeof(Chunk*))
+        e.peers = <Peer**>calloc(SDS_IDS, sizeof(Peer*))
         e.scratch = <char*>malloc(4194304)
         pool_init(&e.pool)
         e.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
-        if (e.table == NULL or e.scratch == NULL or e.epoll_fd < 0 or map_init(&e.map) < 0
+        if (e.table == NULL or e.peers == NULL or e.scratch == NULL or e.epoll_fd < 0 or map_init(&e.map) < 0
                 or ring_init(&e.commands, 4096) < 0 or ring_init(&e.events, 4096) < 0):
             raise MemoryError("no memory or descriptors for the SDS engine")
         ev.events = EPOLLIN
@@ -395,14 +459,32 @@ cdef class Target:
             c = chunk_get(self.e, d.slots[slot].volume_id, d.slots[slot].chunk_index)
             if c == NULL:
                 raise MemoryError
+            if c.slot != SLOT_NONE and not self._replaces(c, d, slot):
+                continue
             c.slot = slot
             c.device = at
-            for i in range(1024):
+            c.live_blocks = 0
+            for i in range(CHUNK_BLOCKS):
                 c.live_blocks += not tag_is_hole(&chunk_tags(self.e, c)[i])
-        for volume_id, index, _ in device.dirty:
-            unsync(self.e, chunk_get(self.e, volume_id, index))
-        for volume_id, index in device.freed:
-            unsync(self.e, chunk_get(self.e, volume_id, index))
+        for volume_id, index in [chunk[:2] for chunk in device.dirty] + device.freed:
+            c = chunk_get(self.e, volume_id, index)
+            if c == NULL:
+                raise MemoryError
+            unsync(self.e, c)
+            c.doubtful = True
+
+    cdef bint _replaces(self, Chunk* c, Device* d, uint32_t slot) except -1:
+        """Of a chunk's slots on two devices the one with the latest write stays, the other is given back.
+
+        A crash leaves two when the chunk gave its slot back, got one on another device, and the first device's journal
+        had not told of it yet: what is there is older than all that was written since.
+        """
+        cdef Device* other = self.e.devices[c.device].d
+        cdef bint later = tags_later(device_tags(d, slot), device_tags(other, c.slot))
+        cdef int error = device_slot_free(other, c.slot) if later else device_slot_free(d, slot)
+        if error < 0:
+            raise OSError(-error, (<bytes>strerror(-error)).decode())
+        return later
 
     def start(self):
         self.started = True
@@ -410,6 +492,9 @@ cdef class Target:
         self.thread.start()
 
     def _main(self):
+        self.e.now_ns = now()
+        self.e.turned_ns = self.e.now_ns
+        self.e.alone_ns = self.e.now_ns + LEASE_NS
         with nogil:
             run(self.e)
 
@@ -468,8 +553,8 @@ cdef class Target:
     def revoke(self, uint64_t volume_id, uint32_t sdc_id):
         self._send(CMD_REVOKE, sdc_id, volume_id)
 
-    def set_volume(self, uint64_t volume_id, uint64_t size_bytes, *, bint commit, bint thick):
-        self._send(CMD_VOLUME, 0, volume_id, size_bytes, (1 if commit else 0) | (2 if thick else 0))
+    def set_volume(self, uint64_t volume_id, uint64_t size_bytes, *, bint commit, bint thick, uint32_t pool_id=0):
+        self._send(CMD_VOLUME, pool_id, volume_id, size_bytes, (1 if commit else 0) | (2 if thick else 0))
 
     def drop_volume(self, uint64_t volume_id):
         self._send(CMD_DROP, 0, volume_id)
@@ -477,12 +562,13 @@ cdef class Target:
     def purge_volume(self, uint64_t volume_id):
         self._send(CMD_PURGE, 0, volume_id)
 
-    def set_segment(self, uint64_t volume_id, uint32_t segment_index, bytes entries not None):
+    def set_segment(self, uint64_t volume_id, uint32_t segment_index, bytes entries not None, uint64_t version=0):
         cdef Message m
         memset(&m, 0, sizeof(m))
         m.kind = CMD_SEGMENT
         m.a = segment_index
         m.b = volume_id
+        m.c = version
         m.size = len(entries)
         m.data = <char*>malloc(m.size + 1)
         if m.data == NULL:
@@ -491,6 +577,21 @@ cdef class Target:
         ring_retry(&self.e.commands)
         if ring_push(&self.e.commands, &m) < 0:
             raise MemoryError
+
+    def set_map_version(self, uint64_t version):
+        self._send(CMD_MAP_VERSION, 0, version)
+
+    def leave(self, uint32_t sds_id):
+        self._send(CMD_LEAVE, sds_id)
+
+    def stay(self, uint32_t sds_id):
+        self._send(CMD_STAY, sds_id)
+
+    def peer_dead(self, uint32_t sds_id, uint64_t incarnation):
+        self._send(CMD_DEAD, sds_id, incarnation)
+
+    def set_resync_rate(self, uint32_t pool_id, uint64_t bytes_per_second):
+        self._send(CMD_RATE, pool_id, bytes_per_second)
 
     def set_reserved(self, uint64_t slots):
         self._send(CMD_RESERVED, 0, slots)
@@ -538,6 +639,17 @@ cdef class Target:
             return ("no_space", m.b, m.a)
         if m.kind == EV_REPAIR:
             return ("repair_needed", m.b, m.a, m.c, "the block does not match its tag")
+        if m.kind == EV_PEER_SILENT:
+            return ("peer_silent", m.a)
+        if m.kind == EV_LEAVING:
+            numbers = memoryview(data).cast("Q").tolist() if data else []
+            return ("leaving", m.a, bool(m.b), bool(m.c), list(zip(numbers[::2], numbers[1::2], strict=True)))
+        if m.kind == EV_LEARNED:
+            numbers = memoryview(data).cast("Q").tolist()
+            return ("learned", m.a, list(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)))
+        if m.kind == EV_LEARNER_LOST:
+            numbers = memoryview(data).cast("Q").tolist()
+            return ("learner_lost", m.a, list(zip(numbers[::2], numbers[1::2], strict=True)))
         if m.kind == EV_VOLUMES:
             numbers = memoryview(data).cast("Q").tolist() if data else []
             self.volumes_seen = {numbers[i]: tuple(numbers[i + 1:i + 5]) for i in range(0, len(numbers), 5)}
@@ -559,9 +671,29 @@ cdef class Target:
     def __dealloc__(self):
         # The thread holds a reference to this object: it has ended, or was never started. (self.thread says nothing
         # here: the garbage collector has cleared it.)
+        cdef Chunk* c
+        cdef Peer* p
+        cdef uint32_t i
         if self.e == NULL:
             return
         iopool_stop(&self.e.io)
+        for i in range(self.e.op_count):
+            if self.e.ops[i].owner != NULL:
+                buf_put(&self.e.pool, self.e.ops[i].owner)
+            free(self.e.ops[i])
+        for i in range(self.e.table_capacity if self.e.table != NULL else 0):
+            while self.e.table[i] != NULL:
+                c = self.e.table[i]
+                self.e.table[i] = c.hash_next
+                free(c)
+        for i in range(self.e.map.capacity):
+            if self.e.map.table[i] != NULL:
+                free(self.e.map.table[i].user)
+        while self.e.peer_list != NULL:
+            p = self.e.peer_list
+            self.e.peer_list = p.next
+            free(p)
+        free(self.e.peers)
         ring_destroy(&self.e.commands)
         ring_destroy(&self.e.events)
         map_destroy(&self.e.map)

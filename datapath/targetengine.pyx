@@ -5,10 +5,11 @@ of two overlapping operations the later one waits; a chunk that may differ from 
 both agree.
 """
 
-from libc.errno cimport EAGAIN, ENOSPC
-from libc.stdint cimport int64_t
+from libc.errno cimport EAGAIN, ENOMEM, ENOSPC
+from libc.stdint cimport int64_t, uint16_t
 from libc.stdlib cimport calloc, malloc, realloc
 from libc.string cimport memcpy, memset
+from posix.unistd cimport pread
 from datapath.device cimport device_offset
 from datapath.checksum cimport block_seed, check_range, crc32c
 from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_intent, chunk_tags,
@@ -19,15 +20,13 @@ from datapath.ondisk cimport SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, TAG_HOLE, Ta
 from datapath.ring cimport Message, ring_push
 from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer
 from datapath.targetdurability cimport checkpoint_start, commit_start, device_failed, sync_wait, writeback_note
-from datapath.targetframes cimport grant_status
-from datapath.targetpair cimport unsync
+from datapath.targetframes cimport grant_status, look_answer
+from datapath.targetmembers cimport entry_of, members_ready
+from datapath.targetpair cimport peer_ready, unsync
 from datapath.targetread cimport read_start
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t pread(int fd, void* data, size_t size, int64_t offset)
 
 cdef enum:
     EARLY_BYTES = 65536              # from this size on the other copy gets a write before it is applied here
@@ -77,16 +76,6 @@ cdef void mark_dirty(Engine* e, Conn* c) noexcept nogil:
         e.dirty_count += 1
 
 
-cdef Conn* peer_conn(Engine* e, uint32_t sds_id, int kind) noexcept nogil:
-    cdef uint32_t i
-    cdef Conn* c
-    for i in range(CONNS_MAX):
-        c = e.conns[i]
-        if c != NULL and c.kind == kind and not c.closing and (<Session*>c.user).node_id == sds_id:
-            return c
-    return NULL
-
-
 cdef void reply_head(Engine* e, Header* r, const Header* request, uint32_t status) noexcept nogil:
     r[0] = request[0]
     r.opcode = request.opcode | OP_REPLY
@@ -96,6 +85,29 @@ cdef void reply_head(Engine* e, Header* r, const Header* request, uint32_t statu
     r.incarnation = e.durable_incarnation
 
 
+cdef void send_head(Engine* e, Conn* c, Header* h) noexcept nogil:
+    header_seal(h)
+    send_body(e, c, h, HEADER_SIZE)
+    mark_dirty(e, c)
+
+
+cdef void send_body(Engine* e, Conn* c, const void* data, uint32_t size) noexcept nogil:
+    if conn_append(c, &e.pool, data, size) < 0:
+        cut_off(c)
+
+
+cdef void send_ref(Engine* e, Conn* c, Buf* owner, const char* data, uint32_t size) noexcept nogil:
+    if conn_append_ref(c, &e.pool, owner, data, size) < 0:
+        cut_off(c)
+
+
+cdef void cut_off(Conn* c) noexcept nogil:
+    """Short of memory: after a frame without its end nothing on the connection would be understood."""
+    if not c.closing:
+        c.error = ENOMEM
+        c.closing = True
+
+
 cdef void reply_to(Engine* e, uint32_t conn_id, const Header* request, uint32_t status, uint64_t seq) noexcept nogil:
     cdef Conn* c = conn_by_id(e, conn_id)
     cdef Header r
@@ -103,9 +115,7 @@ cdef void reply_to(Engine* e, uint32_t conn_id, const Header* request, uint32_t 
         return
     reply_head(e, &r, request, status)
     r.seq = seq
-    header_seal(&r)
-    conn_append(c, &e.pool, &r, HEADER_SIZE)
-    mark_dirty(e, c)
+    send_head(e, c, &r)
 
 
 cdef uint32_t status_of(int error) noexcept nogil:
@@ -116,13 +126,17 @@ cdef uint32_t status_of(int error) noexcept nogil:
 
 cdef Op* op_new(Engine* e) noexcept nogil:
     cdef Op* op = e.free_ops
+    cdef Op** grown
     cdef uint32_t at, serial
     if op == NULL:
+        if e.op_count % 256 == 0:
+            grown = <Op**>realloc(e.ops, (e.op_count + 256) * sizeof(Op*))
+            if grown == NULL:
+                return NULL
+            e.ops = grown
         op = <Op*>calloc(1, sizeof(Op))
         if op == NULL:
             return NULL
-        if e.op_count % 256 == 0:
-            e.ops = <Op**>realloc(e.ops, (e.op_count + 256) * sizeof(Op*))
         op.slot_of_op = e.op_count
         e.ops[e.op_count] = op
         e.op_count += 1
@@ -152,7 +166,7 @@ cdef void op_finish(Engine* e, Op* op) noexcept nogil:
     cdef Chunk* chunk = op.chunk
     cdef bint refused = op.status == ST_NO_SPACE
     cdef uint64_t ns = e.now_ns - op.started_ns
-    if op.kind != KIND_READ:
+    if op.kind != KIND_READ and op.kind != KIND_LOOK:
         reply_to(e, op.conn_id, &op.h, op.status, op.seq)
     if op.kind == KIND_WRITE:
         e.counters.write_ops += 1
@@ -221,16 +235,28 @@ cdef void chunk_continue(Engine* e, Chunk* chunk) noexcept nogil:
             op = op.next
 
 
-cdef bint may_still(Engine* e, Op* op) noexcept nogil:
-    """A client's operation that has waited: its session and its mapping still stand."""
+cdef uint32_t still_status(Engine* e, Op* op) noexcept nogil:
     cdef Conn* c = conn_by_id(e, op.conn_id)
-    return c != NULL and grant_status(e, c, op.h.volume_id, op.kind != KIND_READ) == ST_OK
+    cdef const MapEntry* entry
+    cdef bint write = op.kind != KIND_READ
+    if c == NULL:
+        return ST_NOT_AUTHORIZED
+    if op.kind >= KIND_REPLICATE:
+        return ST_OK
+    if grant_status(e, c, op.h.volume_id, write) != ST_OK:
+        return ST_NOT_AUTHORIZED
+    entry = entry_of(e, op.chunk.volume_id, op.chunk.index)
+    if entry == NULL or (entry.primary != e.sds_id and (write or entry.secondary != e.sds_id)):
+        return ST_STALE_MAP
+    if op.chunk.unsynced or not members_ready(e, entry, op.chunk.volume_id, op.chunk.index):
+        return ST_NOT_READY
+    return ST_OK
 
 
 cdef void op_start(Engine* e, Op* op) noexcept nogil:
     cdef Chunk* chunk = op.chunk
-    cdef bint client = op.kind == KIND_WRITE or op.kind == KIND_DISCARD
     cdef bint fresh = chunk.slot == SLOT_NONE
+    cdef uint32_t status
     cdef int error
     cdef DeviceState* ds
     op.state = STATE_RUNNING
@@ -238,8 +264,12 @@ cdef void op_start(Engine* e, Op* op) noexcept nogil:
     if op.kind == KIND_READ:
         read_start(e, op)
         return
-    if client and (chunk.unsynced or not may_still(e, op)):
-        op_settle(e, op, PENDING_LOCAL, ST_NOT_READY if chunk.unsynced else ST_NOT_AUTHORIZED)
+    if op.kind == KIND_LOOK:
+        look_answer(e, op)
+        return
+    status = still_status(e, op)
+    if status != ST_OK:
+        op_settle(e, op, PENDING_LOCAL, status)
         return
     if fresh and (op.kind == KIND_DISCARD or op.kind == KIND_REPLICATE_DISCARD):
         apply(e, op)                                       # nothing here to discard, but the other copy may hold a slot
@@ -260,7 +290,6 @@ cdef void op_start(Engine* e, Op* op) noexcept nogil:
         return
     ds = &e.devices[chunk.device]
     op.wait_next = NULL
-    op.job.kind = op.state
     op.state = STATE_JOURNAL
     if ds.journal_head == NULL:
         ds.journal_head = op
@@ -271,9 +300,10 @@ cdef void op_start(Engine* e, Op* op) noexcept nogil:
 
 
 cdef void journaled(Engine* e, Op* op) noexcept nogil:
-    """The intent is on disk. Meanwhile a client's session or mapping may have ended."""
-    if (op.kind == KIND_WRITE or op.kind == KIND_DISCARD) and not may_still(e, op):
-        op_settle(e, op, PENDING_LOCAL, ST_NOT_AUTHORIZED)
+    """The intent is on disk. Meanwhile whoever sent it may have gone, or the chunk have other members."""
+    cdef uint32_t status = still_status(e, op)
+    if status != ST_OK:
+        op_settle(e, op, PENDING_LOCAL, status)
         return
     if op.kind == KIND_WRITE and op.chunk.live_blocks == 0:
         # The other copy may have no slot for the chunk yet, and find none: it is asked before anything is applied here.
@@ -301,6 +331,7 @@ cdef bint prepare_write(Engine* e, Op* op) noexcept nogil:
         return True
     e.counter += 1
     op.seq = (e.incarnation << SEQ_COUNTER_BITS) | e.counter
+    op.h.epoch = max(op.h.epoch, entry_of(e, op.chunk.volume_id, op.chunk.index).epoch)
     if op.kind != KIND_WRITE or ((op.h.offset | op.h.length) & (BLOCK_SIZE - 1)) == 0:
         return True
     whole = buf_get(&e.pool, span + IO_BLOCKS_MAX * 4)
@@ -337,20 +368,28 @@ cdef bint prepare_write(Engine* e, Op* op) noexcept nogil:
 
 
 cdef bint replicate(Engine* e, Op* op) noexcept nogil:
-    """Sends the write to the other copy, when there is one. The pair's session was seen ready; if it is gone, the chunk
-    is marked and the agreement settles the operation."""
-    cdef MapVolume* v = map_volume_find(&e.map, op.h.volume_id)
-    cdef const MapEntry* entry = map_lookup(v, op.chunk.index) if v != NULL else NULL
+    """Sends the write to the other copy, when there is one, and to a learner. The pair's session was seen ready; if it
+    is gone, the chunk is marked, and the agreement or a new map settles the operation."""
+    cdef const MapEntry* entry = entry_of(e, op.chunk.volume_id, op.chunk.index)
+    if entry.secondary:
+        op.pending |= PENDING_REMOTE
+        op.remote_id = entry.secondary
+        if not send_copy(e, op, entry.secondary):
+            unsync(e, op.chunk)
+            return True
+    if entry.learner and op.chunk.learn != LEARN_NOT:
+        op.pending |= PENDING_LEARNER
+        op.learner_id = entry.learner
+        send_copy(e, op, entry.learner)                    # it cannot be lost without the chunk hearing of it
+    return entry.secondary != 0
+
+
+cdef bint send_copy(Engine* e, Op* op, uint32_t sds_id) noexcept nogil:
+    cdef Peer* p = e.peers[sds_id]
+    cdef Conn* c = NULL if p == NULL else p.out
     cdef Header r
-    cdef Conn* c
-    if entry == NULL or entry.secondary == 0:
+    if not peer_ready(c):
         return False
-    op.pending |= PENDING_REMOTE
-    c = peer_conn(e, entry.secondary, CONN_PEER_OUT)
-    if c == NULL:
-        unsync(e, op.chunk)
-        return True
-    memset(&r, 0, sizeof(r))
     r = op.h
     r.status = 0
     r.opcode = OP_REPLICATE if op.kind == KIND_WRITE else OP_REPLICATE_DISCARD
@@ -363,15 +402,13 @@ cdef bint replicate(Engine* e, Op* op) noexcept nogil:
     r.body_length = op.count * 4 + r.length if op.kind == KIND_WRITE else 0
     r.seq = op.seq
     r.incarnation = e.incarnation
-    header_seal(&r)
-    conn_append(c, &e.pool, &r, HEADER_SIZE)
+    send_head(e, c, &r)
     if op.kind == KIND_WRITE:
-        conn_append(c, &e.pool, op.checks, op.count * 4)
+        send_body(e, c, op.checks, op.count * 4)
         if r.length <= 8192:
-            conn_append(c, &e.pool, op.data, r.length)
+            send_body(e, c, op.data, r.length)
         else:
-            conn_append_ref(c, &e.pool, op.owner, op.data, r.length)
-    mark_dirty(e, c)
+            send_ref(e, c, op.owner, op.data, r.length)
     if r.length >= EARLY_BYTES or e.counters.queue_depth == 1:
         conn_flush(c, &e.pool)                             # an error shows again when the loop flushes
     return True

@@ -2,23 +2,23 @@
 
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
+from posix.unistd cimport pread
 from datapath.device cimport device_offset
 from datapath.checksum cimport verify_range
 from datapath.chunkstore cimport chunk_fd, chunk_find, chunk_get, chunk_tags
-from datapath.connection cimport buf_get, buf_put, buf_ref, conn_append, conn_append_ref
+from datapath.connection cimport buf_get, buf_put, buf_ref
 from datapath.ondisk cimport SLOT_NONE, Tag
 from datapath.tags cimport tag_check, tag_is_hole
 from datapath.targetdurability cimport flush_next
-from datapath.targetengine cimport (EV_CAPABILITY, emit, map_miss, mark_dirty, op_enter, op_new, peer_conn, reply_head,
-                                    reply_to)
-from datapath.targetpair cimport PUSH_BLOCKS, secondary_answer
+from datapath.targetengine cimport (EV_CAPABILITY, conn_by_id, emit, map_miss, op_enter, op_finish, op_new, reply_head,
+                                    reply_to, send_body, send_head, send_ref)
+from datapath.targetlease cimport lease_asked, peer_get
+from datapath.targetmembers cimport members_ready
+from datapath.targetpair cimport PULL_BLOCKS_MAX, agreed, secondary_answer
 from datapath.targetread cimport read_answer
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t pread(int fd, void* data, size_t size, int64_t offset)
 
 cdef enum:
     DIRTY_PER_FRAME = 4096
@@ -42,7 +42,6 @@ cdef uint32_t admit(Engine* e, Conn* c, Header* h, bint write) noexcept nogil:
     cdef MapVolume* v
     cdef TargetVolume* tv
     cdef const MapEntry* entry
-    cdef Conn* peer
     cdef Chunk* chunk
     cdef uint64_t size
     cdef uint32_t status = grant_status(e, c, h.volume_id, write)
@@ -67,20 +66,11 @@ cdef uint32_t admit(Engine* e, Conn* c, Header* h, bint write) noexcept nogil:
             return ST_NOT_READY
         return ST_STALE_MAP
     chunk = chunk_find(e, h.volume_id, h.chunk_index)
-    if entry.primary == e.sds_id:
-        if entry.secondary:
-            peer = peer_conn(e, entry.secondary, CONN_PEER_OUT)
-            if peer == NULL or not (<Session*>peer.user).ready:
-                return ST_NOT_READY
-    elif write:
+    if entry.primary != e.sds_id and (write or entry.secondary != e.sds_id):
         return ST_NOT_MEMBER
-    elif entry.secondary == e.sds_id:
-        peer = peer_conn(e, entry.primary, CONN_PEER_IN)
-        if peer == NULL or not (<Session*>peer.user).ready:
-            return ST_NOT_READY
-    else:
-        return ST_NOT_MEMBER
-    return ST_NOT_READY if chunk != NULL and chunk.unsynced else ST_OK
+    if (chunk != NULL and chunk.unsynced) or not members_ready(e, entry, h.volume_id, h.chunk_index):
+        return ST_NOT_READY
+    return ST_OK
 
 
 cdef void seek_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogil:
@@ -88,6 +78,9 @@ cdef void seek_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogi
     cdef unsigned char bits[128]
     cdef Tag* tags
     cdef uint32_t i
+    if chunk != NULL and chunk.slot != SLOT_NONE and e.devices[chunk.device].d.failed:
+        reply_to(e, c.id, h, ST_IO_ERROR, 0)
+        return
     memset(bits, 0, sizeof(bits))
     reply_head(e, &r, h, ST_OK)
     if chunk == NULL or chunk.slot == SLOT_NONE:
@@ -98,11 +91,9 @@ cdef void seek_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogi
         for i in range(CHUNK_BLOCKS):
             if not tag_is_hole(&tags[i]):
                 bits[i >> 3] |= 1 << (i & 7)
-    header_seal(&r)
-    conn_append(c, &e.pool, &r, HEADER_SIZE)
+    send_head(e, c, &r)
     if r.body_length:
-        conn_append(c, &e.pool, bits, 128)
-    mark_dirty(e, c)
+        send_body(e, c, bits, 128)
 
 
 cdef void capability_shown(Engine* e, Conn* c, Header* h, char* body) noexcept nogil:
@@ -119,7 +110,7 @@ cdef void capability_shown(Engine* e, Conn* c, Header* h, char* body) noexcept n
 
 cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noexcept nogil:
     cdef uint32_t status
-    cdef Chunk* chunk
+    cdef Chunk* chunk = NULL
     cdef Op* op
     cdef bint write = h.opcode == OP_WRITE or h.opcode == OP_DISCARD
     if h.opcode == OP_CAPABILITY:
@@ -144,7 +135,9 @@ cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noe
     if h.opcode == OP_SEEK:
         seek_answer(e, c, h, chunk_find(e, h.volume_id, h.chunk_index))
         return 0
-    op = op_new(e)
+    if write:
+        chunk = chunk_get(e, h.volume_id, h.chunk_index)
+    op = NULL if write and chunk == NULL else op_new(e)
     if op == NULL:
         reply_to(e, c.id, h, ST_BUSY, 0)
         return 0
@@ -156,7 +149,6 @@ cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noe
         op.pending = PENDING_SYNC
         flush_next(e, op)
         return 0
-    chunk = chunk_get(e, h.volume_id, h.chunk_index)
     if h.opcode == OP_WRITE:
         op.kind = KIND_WRITE
         op.owner = buf_ref(owner)
@@ -179,45 +171,52 @@ cdef void tags_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
         r.flags = FLAG_ABSENT
     else:
         r.body_length = CHUNK_BLOCKS * 16
-    header_seal(&r)
-    conn_append(c, &e.pool, &r, HEADER_SIZE)
+    send_head(e, c, &r)
     if r.body_length:
-        conn_append(c, &e.pool, chunk_tags(e, chunk), r.body_length)
-    mark_dirty(e, c)
+        send_body(e, c, chunk_tags(e, chunk), r.body_length)
 
 
 cdef void dirty_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
-    """What of ours may differ, from number `offset` on."""
+    """What of ours may differ, from place `offset` of the table on.
+
+    Whole places at a time: chunks that agree with a third SDS between two frames must not shift the rest past the
+    asker.
+    """
     cdef Header r
-    cdef unsigned char entry[16]
     cdef Chunk* chunk
-    cdef uint32_t i, seen = 0, told = 0
+    cdef uint32_t at = h.offset, told = 0, here
     cdef Buf* list = buf_get(&e.pool, DIRTY_PER_FRAME * 16)
     if list == NULL:
         reply_to(e, c.id, h, ST_BUSY, 0)
         return
-    reply_head(e, &r, h, ST_OK)
-    memset(entry, 0, 16)
-    for i in range(e.table_capacity):
-        chunk = e.table[i]
-        while chunk != NULL:
+    memset(list.data, 0, DIRTY_PER_FRAME * 16)
+    while at < e.table_capacity:
+        here = told
+        chunk = e.table[at]
+        while chunk != NULL and here <= DIRTY_PER_FRAME:
             if chunk.unsynced:
-                if seen >= h.offset and told < DIRTY_PER_FRAME - 1:
-                    memcpy(entry, &chunk.volume_id, 8)
-                    memcpy(entry + 8, &chunk.index, 4)
-                    memcpy(list.data + told * 16, entry, 16)
-                    told += 1
-                seen += 1
+                if here < DIRTY_PER_FRAME:
+                    memcpy(list.data + here * 16, &chunk.volume_id, 8)
+                    memcpy(list.data + here * 16 + 8, &chunk.index, 4)
+                    list.data[here * 16 + 12] = chunk.doubtful
+                here += 1
             chunk = chunk.hash_next
-    if h.offset + told < seen:
+        if here > DIRTY_PER_FRAME:
+            break
+        told = here
+        at += 1
+    if told == 0 and at < e.table_capacity:                # a frame full in one place: some 10^8 chunks that may differ
+        buf_put(&e.pool, list)
+        reply_to(e, c.id, h, ST_BUSY, 0)
+        return
+    reply_head(e, &r, h, ST_OK)
+    if at < e.table_capacity:
         r.flags = FLAG_REPLY_MORE
-    r.offset = h.offset + told
+    r.offset = at
     r.body_length = told * 16
-    header_seal(&r)
-    conn_append(c, &e.pool, &r, HEADER_SIZE)
-    conn_append(c, &e.pool, list.data, told * 16)
+    send_head(e, c, &r)
+    send_body(e, c, list.data, told * 16)
     buf_put(&e.pool, list)
-    mark_dirty(e, c)
 
 
 cdef void pull_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
@@ -226,7 +225,7 @@ cdef void pull_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
     cdef Header r
     cdef Tag* tags
     cdef Buf* b
-    if chunk == NULL or chunk.slot == SLOT_NONE or h.length > PUSH_BLOCKS * BLOCK_SIZE:
+    if chunk == NULL or chunk.slot == SLOT_NONE or h.length > PULL_BLOCKS_MAX * BLOCK_SIZE:
         reply_to(e, c.id, h, ST_IO_ERROR, 0)
         return
     b = buf_get(&e.pool, 20 * count + h.length)
@@ -244,25 +243,84 @@ cdef void pull_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
         return
     reply_head(e, &r, h, ST_OK)
     r.body_length = 20 * count + h.length
-    header_seal(&r)
-    conn_append(c, &e.pool, &r, HEADER_SIZE)
-    conn_append_ref(c, &e.pool, b, b.data, r.body_length)
+    send_head(e, c, &r)
+    send_ref(e, c, b, b.data, r.body_length)
     buf_put(&e.pool, b)
-    mark_dirty(e, c)
+
+
+cdef void look_later(Engine* e, Conn* c, Header* h) noexcept nogil:
+    """TAGS and PULL: behind all that came before them, so that the answer is of a copy that has it."""
+    cdef Chunk* chunk = chunk_get(e, h.volume_id, h.chunk_index)
+    cdef Op* op = NULL if chunk == NULL else op_new(e)
+    if op == NULL:
+        reply_to(e, c.id, h, ST_BUSY, 0)
+        return
+    op.kind = KIND_LOOK
+    op.conn_id = c.id
+    op.h = h[0]
+    op.started_ns = e.now_ns
+    if h.opcode == OP_TAGS:
+        op_enter(e, op, chunk, 0, CHUNK_SIZE)
+    else:
+        op_enter(e, op, chunk, h.offset, h.length)
+
+
+cdef void look_answer(Engine* e, Op* op) noexcept nogil:
+    cdef Conn* c = conn_by_id(e, op.conn_id)
+    if c != NULL and op.h.opcode == OP_TAGS:
+        tags_answer(e, c, &op.h)
+    elif c != NULL:
+        pull_answer(e, c, &op.h)
+    op_finish(e, op)
+
+
+cdef void pinged(Engine* e, Conn* c, Header* h) noexcept nogil:
+    cdef Chunk* chunk
+    cdef Peer* p
+    if h.volume_id:
+        chunk = chunk_get(e, h.volume_id, h.chunk_index)
+        if chunk != NULL and h.flags & FLAG_RESYNC:
+            agreed(e, chunk)
+            chunk.open_epoch = max(chunk.open_epoch, h.epoch)
+    elif h.flags & FLAG_RESYNC:
+        (<Session*>c.user).ready = True
+        p = peer_get(e, (<Session*>c.user).node_id)
+        if p != NULL:
+            p.agreed_as_secondary = True
+    elif h.flags & FLAG_COMMIT:
+        flush_for(e, c, h)
+        return
+    elif h.op_id:
+        lease_asked(e, c, h)
+        return
+    reply_to(e, c.id, h, ST_OK, 0)
+
+
+cdef void flush_for(Engine* e, Conn* c, Header* h) noexcept nogil:
+    """A primary wants all that it has sent on our disks."""
+    cdef Op* op = op_new(e)
+    if op == NULL:
+        reply_to(e, c.id, h, ST_BUSY, 0)
+        return
+    op.kind = KIND_FLUSH
+    op.conn_id = c.id
+    op.h = h[0]
+    op.started_ns = e.now_ns
+    op.pending = PENDING_SYNC
+    flush_next(e, op)
 
 
 cdef uint32_t place_status(Engine* e, Conn* c, Header* h) noexcept nogil:
     """Whether the map makes the SDS on this connection the chunk's primary, and us one of its other copies."""
     cdef MapVolume* v = map_volume_find(&e.map, h.volume_id)
     cdef const MapEntry* entry = map_lookup(v, h.chunk_index) if v != NULL else NULL
-    cdef bint writes = h.opcode == OP_REPLICATE or h.opcode == OP_REPLICATE_DISCARD
     if v != NULL and v.user != NULL and (<TargetVolume*>v.user).dropped:
         return ST_NO_VOLUME
-    if entry == NULL or (writes and h.epoch > entry.epoch):
+    if entry == NULL or ((h.opcode == OP_REPLICATE or h.opcode == OP_REPLICATE_DISCARD) and h.epoch > entry.epoch):
         map_miss(e, h.volume_id, h.chunk_index >> 10)
+    if entry == NULL:
         return ST_NOT_READY
-    if writes and h.epoch < entry.epoch:
-        return ST_STALE_MAP
+    # Of any epoch: its connection is its newest and keeps its order, and as long as it leads it has dropped nothing.
     if entry.primary != (<Session*>c.user).node_id or (entry.secondary != e.sds_id and entry.learner != e.sds_id):
         return ST_NOT_MEMBER
     return ST_OK
@@ -281,28 +339,19 @@ cdef int primary_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) no
     if status != ST_OK:
         reply_to(e, c.id, h, status, 0)
     elif h.opcode == OP_PING:
-        if h.flags & FLAG_RESYNC and h.volume_id:
-            chunk = chunk_find(e, h.volume_id, h.chunk_index)
-            if chunk != NULL and chunk.unsynced:
-                chunk.unsynced = False
-                e.unsynced_count -= 1
-        elif h.flags & FLAG_RESYNC:
-            (<Session*>c.user).ready = True
-        reply_to(e, c.id, h, ST_OK, 0)
-    elif h.opcode == OP_TAGS:
-        tags_answer(e, c, h)
+        pinged(e, c, h)
     elif h.opcode == OP_DIRTY:
         dirty_answer(e, c, h)
-    elif h.opcode == OP_PULL:
-        pull_answer(e, c, h)
+    elif h.opcode == OP_TAGS or h.opcode == OP_PULL:
+        look_later(e, c, h)
     else:
         if h.opcode != OP_REPLICATE_DISCARD and verify_range(h.volume_id, h.chunk_index, h.offset, h.length,
                                                              body + head, <uint32_t*>body) >= 0:
             reply_to(e, c.id, h, ST_PAYLOAD, 0)
             return 0
         chunk = chunk_get(e, h.volume_id, h.chunk_index)
-        op = op_new(e)
-        if op == NULL or chunk == NULL:
+        op = NULL if chunk == NULL else op_new(e)
+        if op == NULL:
             reply_to(e, c.id, h, ST_BUSY, 0)
             return 0
         op.conn_id = c.id

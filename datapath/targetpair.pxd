@@ -1,13 +1,16 @@
 # How a pair of SDSs comes to agree again after a lost connection or a crash. Shard's thread only.
+from libc.stdint cimport uint32_t, uint64_t
 from datapath.connection cimport Conn
-from datapath.targetstate cimport Chunk, Engine
+from datapath.targetstate cimport Chunk, Engine, Session
 from datapath.wire cimport Header
 
 cdef enum:
-    PUSH_BLOCKS = 64                 # per frame: 256 KiB
+    PULL_BLOCKS_MAX = 64             # per frame: 256 KiB
 
 # The chunk may differ from its other copy: it serves nothing until sync_continue has settled it.
 cdef void unsync(Engine* e, Chunk* c) noexcept nogil
+# It does not differ, or there is nothing of it to agree about.
+cdef void agreed(Engine* e, Chunk* c) noexcept nogil
 # An outgoing peer is there: asks what it may have missed.
 cdef void sync_begin(Engine* e, Conn* c) noexcept nogil
 # Goes on with the next chunk that may differ, for every peer that is ready.
@@ -16,3 +19,10 @@ cdef void sync_continue(Engine* e) noexcept nogil
 cdef void peer_lost(Engine* e, Conn* c) noexcept nogil
 # A frame on an outgoing peer connection: the answer to what this SDS asked as primary. 0 or a BAD_ code.
 cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept nogil
+# A frame without a body to another SDS.
+cdef void ask(Engine* e, Conn* c, int opcode, uint64_t volume_id, uint32_t index, uint32_t offset, uint32_t length,
+              uint32_t flags) noexcept nogil
+
+cdef inline bint peer_ready(const Conn* c) noexcept nogil:
+    """The connection to another SDS stands, and the two have told each other what may differ."""
+    return c != NULL and not c.closing and (<Session*>c.user).ready

@@ -6,22 +6,22 @@ side can vouch for is adopted from the primary under a new name. The primary dri
 
 from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy, memset
+from posix.unistd cimport pread
 from datapath.device cimport device_offset
 from datapath.checksum cimport block_seed, crc32c, verify_range
 from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_get, chunk_intent,
                                   chunk_tags, chunk_trim, chunk_write)
-from datapath.connection cimport conn_append
 from datapath.ondisk cimport SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, Tag
 from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer, tag_set, tag_set_never
 from datapath.targetdurability cimport checkpoint_start, commit_start
-from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIR, apply, emit, map_miss, mark_dirty, op_settle, peer_conn,
-                                    volume_commit)
+from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIR, apply, emit, map_miss, op_settle, send_body,
+                                    send_head, volume_commit)
+from datapath.targetlearn cimport learn_answer, learner_confirmed
+from datapath.targetlease cimport lease_answered
+from datapath.targetmembers cimport entry_of
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t pread(int fd, void* data, size_t size, int64_t offset)
 
 cdef enum:
     RETRY_NS = 200000000             # a chunk whose agreement failed (a full or failed disk) is tried again after this
@@ -31,6 +31,13 @@ cdef void unsync(Engine* e, Chunk* c) noexcept nogil:
     if not c.unsynced:
         c.unsynced = True
         e.unsynced_count += 1
+
+
+cdef void agreed(Engine* e, Chunk* c) noexcept nogil:
+    c.doubtful = c.peer_doubtful = False
+    if c.unsynced:
+        c.unsynced = False
+        e.unsynced_count -= 1
 
 
 cdef void ask(Engine* e, Conn* c, int opcode, uint64_t volume_id, uint32_t index, uint32_t offset, uint32_t length,
@@ -44,9 +51,7 @@ cdef void ask(Engine* e, Conn* c, int opcode, uint64_t volume_id, uint32_t index
     h.length = length
     h.flags = flags
     h.incarnation = e.incarnation
-    header_seal(&h)
-    conn_append(c, &e.pool, &h, HEADER_SIZE)
-    mark_dirty(e, c)
+    send_head(e, c, &h)
 
 
 cdef void sync_begin(Engine* e, Conn* c) noexcept nogil:
@@ -55,22 +60,26 @@ cdef void sync_begin(Engine* e, Conn* c) noexcept nogil:
 
 
 cdef void peer_lost(Engine* e, Conn* c) noexcept nogil:
-    """Writes not confirmed stay; those not yet applied are sent back to the client."""
+    """Writes that it has not confirmed stay. It may have applied and shown them: those that are not applied here yet
+    are, before anybody can go on without it."""
     cdef uint32_t i
+    cdef uint32_t sds_id = (<Session*>c.user).node_id
     cdef Op* op
-    cdef MapVolume* v
-    cdef const MapEntry* entry
+    cdef bint waits
     for i in range(e.op_count):
         op = e.ops[i]
-        if op.chunk == NULL or not op.pending & PENDING_REMOTE:
+        if op.chunk == NULL:
             continue
-        v = map_volume_find(&e.map, op.h.volume_id)
-        entry = map_lookup(v, op.chunk.index) if v != NULL else NULL
-        if entry == NULL or entry.secondary != (<Session*>c.user).node_id:
-            continue
-        unsync(e, op.chunk)
-        if op.state == STATE_REMOTE_FIRST:
-            op_settle(e, op, PENDING_REMOTE | PENDING_LOCAL, ST_NOT_READY)
+        waits = op.pending & PENDING_REMOTE and op.remote_id == sds_id
+        if waits or (op.pending & PENDING_LEARNER and op.learner_id == sds_id and is_secondary(e, op.chunk, sds_id)):
+            unsync(e, op.chunk)
+        if waits and op.state == STATE_REMOTE_FIRST:
+            apply(e, op)
+
+
+cdef bint is_secondary(Engine* e, Chunk* chunk, uint32_t sds_id) noexcept nogil:
+    cdef const MapEntry* entry = entry_of(e, chunk.volume_id, chunk.index)
+    return entry != NULL and entry.secondary == sds_id
 
 
 cdef bint intent_durable(Engine* e, Chunk* chunk) noexcept nogil:
@@ -87,8 +96,7 @@ cdef bint intent_durable(Engine* e, Chunk* chunk) noexcept nogil:
 
 
 cdef uint32_t epoch_of(Engine* e, Chunk* chunk) noexcept nogil:
-    cdef MapVolume* v = map_volume_find(&e.map, chunk.volume_id)
-    cdef const MapEntry* entry = map_lookup(v, chunk.index) if v != NULL else NULL
+    cdef const MapEntry* entry = entry_of(e, chunk.volume_id, chunk.index)
     return 0 if entry == NULL else entry.epoch
 
 
@@ -97,7 +105,7 @@ cdef void sync_continue(Engine* e) noexcept nogil:
     cdef Chunk* chunk
     cdef MapVolume* v
     cdef const MapEntry* entry
-    cdef Conn* c
+    cdef Peer* p
     cdef Sync* s
     if e.unsynced_count == 0:
         return
@@ -112,14 +120,18 @@ cdef void sync_continue(Engine* e) noexcept nogil:
                 elif entry == NULL:
                     map_miss(e, chunk.volume_id, chunk.index >> 10)
                 elif entry.primary == e.sds_id:
-                    c = peer_conn(e, entry.secondary, CONN_PEER_OUT) if entry.secondary else NULL
-                    if c != NULL and (<Session*>c.user).ready:
-                        s = &e.syncs[c.id & (CONNS_MAX - 1)]
+                    p = e.peers[entry.secondary]
+                    if entry.secondary == 0:
+                        adopt_alone(e, chunk)
+                    elif p != NULL and peer_ready(p.out):
+                        s = &e.syncs[p.out.id & (CONNS_MAX - 1)]
                         if s.chunk == NULL and intent_durable(e, chunk):
                             s.chunk = chunk
                             s.outstanding = 1
                             s.failed = s.postponed = False
-                            ask(e, c, OP_TAGS, chunk.volume_id, chunk.index, 0, 0, 0)
+                            ask(e, p.out, OP_TAGS, chunk.volume_id, chunk.index, 0, 0, 0)
+                elif entry.secondary != e.sds_id and entry.learner != e.sds_id and chunk.slot == SLOT_NONE:
+                    agreed(e, chunk)                       # told of by a peer that has it with somebody else
             chunk = chunk.hash_next
 
 
@@ -150,25 +162,52 @@ cdef void push_block(Engine* e, Conn* c, Sync* s, Chunk* chunk, uint32_t block, 
     h.epoch = tag.epoch
     h.seq = tag.seq
     h.incarnation = e.incarnation
-    header_seal(&h)
-    conn_append(c, &e.pool, &h, HEADER_SIZE)
-    conn_append(c, &e.pool, &check, 4)
-    conn_append(c, &e.pool, tag, 16)
-    conn_append(c, &e.pool, bytes, BLOCK_SIZE)
+    send_head(e, c, &h)
+    send_body(e, c, &check, 4)
+    send_body(e, c, tag, 16)
+    send_body(e, c, bytes, BLOCK_SIZE)
     s.outstanding += 1
     s.pushed += 1
-    mark_dirty(e, c)
+
+
+cdef bint adopt(Engine* e, Chunk* chunk, uint32_t block, Tag* adopted, char* bytes) noexcept nogil:
+    """Gives a block that nobody can vouch for, as it is on the disk here, a new name."""
+    cdef uint32_t check
+    if pread(chunk_fd(e, chunk), bytes, BLOCK_SIZE,
+             <int64_t>device_offset(chunk.slot) + (<int64_t>block << BLOCK_SHIFT)) != BLOCK_SIZE:
+        return False
+    e.counter += 1
+    check = crc32c(block_seed(chunk.volume_id, chunk.index, block), bytes, BLOCK_SIZE)
+    tag_set(adopted, check, epoch_of(e, chunk), (e.incarnation << SEQ_COUNTER_BITS) | e.counter)
+    return chunk_write(e, chunk, block, 1, bytes, &check, adopted.epoch, adopted.seq) == 0
+
+
+cdef void adopt_alone(Engine* e, Chunk* chunk) noexcept nogil:
+    """The only member has restarted: what it has is what there is."""
+    cdef Tag adopted
+    cdef uint32_t block
+    if not intent_durable(e, chunk):
+        return
+    if chunk.slot != SLOT_NONE:
+        for block in range(CHUNK_BLOCKS):
+            if tag_is_unknown(chunk_tags(e, chunk) + block) and not adopt(e, chunk, block, &adopted, e.scratch):
+                chunk.retry_ns = e.now_ns + RETRY_NS
+                return
+    agreed(e, chunk)
 
 
 cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexcept nogil:
-    """Tag by tag: pushes what is newer here, pulls what is newer there, adopts what nobody can vouch for."""
+    """Tag by tag. A copy that has not restarted has everything that anybody was shown: it wins over one that has. Else
+    the newer block wins; one that nobody can vouch for is adopted from here."""
     cdef Tag never[2]
     cdef Tag adopted
     cdef Tag* mine
     cdef Tag* other
-    cdef uint32_t block, check
+    cdef uint32_t block
     cdef char* bytes = e.scratch
-    cdef bint good
+    cdef bint good, take
+    cdef bint push_all = chunk.peer_doubtful and not chunk.doubtful
+    cdef bint pull_all = chunk.doubtful and not chunk.peer_doubtful
     for block in range(CHUNK_BLOCKS):
         tag_set_never(&never[0], chunk.volume_id, chunk.index, block)
         mine = &never[0] if chunk.slot == SLOT_NONE else chunk_tags(e, chunk) + block
@@ -176,29 +215,24 @@ cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexce
         if memcmp(mine, other, 16) == 0 and not tag_is_unknown(mine):
             continue
         good = local_good(e, chunk, mine, block, bytes)
-        if good and (tag_is_unknown(other) or tag_newer(mine.epoch, mine.seq, other)
-                     or not tag_newer(other.epoch, other.seq, mine)):
+        take = not tag_is_unknown(other) and (pull_all or (tag_newer(other.epoch, other.seq, mine) and not push_all))
+        if good and not take:
             push_block(e, c, s, chunk, block, mine, bytes)
         elif not tag_is_unknown(other) and theirs != NULL:
             ask(e, c, OP_PULL, chunk.volume_id, chunk.index, block << BLOCK_SHIFT, BLOCK_SIZE, 0)
             s.outstanding += 1
             s.pulled += 1
         elif chunk.slot != SLOT_NONE:
-            if pread(chunk_fd(e, chunk), bytes, BLOCK_SIZE,
-                     <int64_t>device_offset(chunk.slot) + (<int64_t>block << BLOCK_SHIFT)) != BLOCK_SIZE:
-                s.failed = True
-                continue
-            e.counter += 1
-            check = crc32c(block_seed(chunk.volume_id, chunk.index, block), bytes, BLOCK_SIZE)
-            tag_set(&adopted, check, mine.epoch, (e.incarnation << SEQ_COUNTER_BITS) | e.counter)
-            if chunk_write(e, chunk, block, 1, bytes, &check, adopted.epoch, adopted.seq) == 0:
+            if adopt(e, chunk, block, &adopted, bytes):
                 push_block(e, c, s, chunk, block, &adopted, bytes)
             else:
                 s.failed = True
 
 
 cdef void tags_seen(Engine* e, Conn* c, Sync* s, Tag* theirs) noexcept nogil:
-    if theirs != NULL and chunk_allocate(e, s.chunk, epoch_of(e, s.chunk)) < 0:
+    if not s.chunk.unsynced:                               # its volume was purged meanwhile: it gets no slot again
+        s.failed = True
+    elif theirs != NULL and chunk_allocate(e, s.chunk, epoch_of(e, s.chunk)) < 0:
         s.failed = True
     elif not intent_durable(e, s.chunk):
         s.postponed = True
@@ -210,6 +244,8 @@ cdef bint pulled(Engine* e, Chunk* chunk, Header* h, char* body) noexcept nogil:
     """Whether the block is here now as the other copy has it."""
     cdef Tag* tag = <Tag*>(body + 4)
     cdef uint32_t block = h.offset >> BLOCK_SHIFT
+    if chunk.slot == SLOT_NONE:                            # purged meanwhile, or an answer to what was not asked
+        return False
     if h.status != ST_OK or h.length != BLOCK_SIZE or h.flags & (FLAG_ZEROS | FLAG_ABSENT):
         return False
     if verify_range(h.volume_id, h.chunk_index, h.offset, h.length, body + 20, <uint32_t*>body) >= 0:
@@ -226,6 +262,7 @@ cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
     cdef Chunk* chunk = s.chunk
     cdef Op* op
     cdef Op* following
+    cdef uint32_t confirmed
     s.outstanding -= 1
     if s.outstanding:
         return
@@ -236,16 +273,19 @@ cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
         return
     s.chunks += 1
     chunk.retry_ns = 0
-    if chunk.unsynced:                                     # else its volume was purged meanwhile
-        chunk.unsynced = False
-        e.unsynced_count -= 1
+    agreed(e, chunk)
     ask(e, c, OP_PING, chunk.volume_id, chunk.index, 0, 0, FLAG_RESYNC)
     op = chunk.ops
     while op != NULL:
         following = op.next
-        if op.pending & PENDING_REMOTE and op.state == STATE_RUNNING:
+        confirmed = 0
+        if op.pending & PENDING_REMOTE and op.remote_id == (<Session*>c.user).node_id:
+            confirmed |= PENDING_REMOTE
+        if op.pending & PENDING_LEARNER and op.learner_id == (<Session*>c.user).node_id:
+            confirmed |= PENDING_LEARNER
+        if confirmed and op.state == STATE_RUNNING:
             # The other copy has it now, but maybe not on its disk: who wanted that sends again.
-            op_settle(e, op, PENDING_REMOTE, ST_NOT_READY if op.h.flags & FLAG_COMMIT or
+            op_settle(e, op, confirmed, ST_NOT_READY if op.h.flags & FLAG_COMMIT or
                       volume_commit(e, chunk.volume_id) else ST_OK)
             following = chunk.ops                          # the list may have changed: from the start
         op = following
@@ -265,11 +305,14 @@ cdef void dirty_list(Engine* e, Conn* c, Header* h, char* body) noexcept nogil:
         chunk = chunk_get(e, volume_id, index)
         if chunk != NULL:
             unsync(e, chunk)
+            chunk.peer_doubtful = body[16 * i + 12] != 0
             intent_durable(e, chunk)                       # all of them in one commit
     if h.flags & FLAG_REPLY_MORE:
         ask(e, c, OP_DIRTY, 0, 0, h.offset, 0, 0)
         return
     (<Session*>c.user).ready = True
+    if e.peers[(<Session*>c.user).node_id] != NULL:
+        e.peers[(<Session*>c.user).node_id].agreed_as_primary = True
     ask(e, c, OP_PING, 0, 0, 0, 0, FLAG_RESYNC)
     sync_continue(e)
 
@@ -283,7 +326,12 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
         if at >= e.op_count or e.ops[at].serial != <uint32_t>(h.request_id >> 32):
             return 0                                       # settled meanwhile by the pair's agreement
         op = e.ops[at]
-        if op.chunk == NULL or not op.pending & PENDING_REMOTE:
+        if op.chunk == NULL:
+            return 0
+        if op.pending & PENDING_LEARNER and op.learner_id == (<Session*>c.user).node_id:
+            learner_confirmed(e, op, h.status)
+            return 0
+        if not op.pending & PENDING_REMOTE or op.remote_id != (<Session*>c.user).node_id:
             return 0
         if op.state == STATE_REMOTE_FIRST:
             if h.status != ST_OK:
@@ -298,9 +346,15 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
         op_settle(e, op, PENDING_REMOTE, h.status)
         return 0
     if h.opcode == (OP_DIRTY | OP_REPLY):
-        if h.status == ST_OK:
-            dirty_list(e, c, h, body)
+        if h.status != ST_OK:
+            return BAD_STATUS                              # without the list there is no pair: a new session asks again
+        dirty_list(e, c, h, body)
         return 0
+    if h.opcode == (OP_PING | OP_REPLY) and h.op_id:
+        lease_answered(e, c, h)
+        return 0
+    if h.request_id:
+        return learn_answer(e, c, h, body)
     if h.opcode == (OP_PING | OP_REPLY):
         return 0
     if s.chunk == NULL or h.volume_id != s.chunk.volume_id or h.chunk_index != s.chunk.index:

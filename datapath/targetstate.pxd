@@ -1,13 +1,13 @@
 # The SDS engine's structures. One shard's thread owns all of it; pool threads touch only the Job they run and its
 # buffers.
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from datapath.device cimport Device
 from datapath.connection cimport Buf, Conn, Pool
 from datapath.histogram cimport Histogram
 from datapath.iopool cimport IoPool, Job
 from datapath.ondisk cimport Tag
 from datapath.ring cimport Ring
-from datapath.volumemap cimport MapEntry, VolumeMap
+from datapath.volumemap cimport VolumeMap
 from datapath.wire cimport Header
 
 cdef enum:
@@ -17,6 +17,7 @@ cdef enum:
     MISSES_MAX = 4096
     CAPABILITY_SIZE = 64
     CAPABILITIES_ASKED_MAX = 64      # that one connection may have waiting for an answer
+    SDS_IDS = 65536                  # map entries hold them in 16 bits
 
 cdef enum ConnKind:
     CONN_CLIENT = 1
@@ -31,6 +32,7 @@ cdef enum OpKind:
     KIND_REPLICATE = 5
     KIND_REPLICATE_DISCARD = 6
     KIND_PUSH = 7
+    KIND_LOOK = 8                    # TAGS or PULL
 
 cdef enum OpState:
     STATE_QUEUED = 0                 # behind an overlapping operation
@@ -42,6 +44,13 @@ cdef enum Pending:
     PENDING_LOCAL = 1
     PENDING_REMOTE = 2
     PENDING_SYNC = 4
+    PENDING_LEARNER = 8
+
+cdef enum Learn:
+    LEARN_NOT = 0
+    LEARN_COPYING = 1                # writes go to the learner too; what differs is being sent
+    LEARN_WHOLE = 2                  # the learner has everything, maybe not on its disk
+    LEARN_TOLD = 3                   # the MDM was asked to let it join: it counts as a member until the map says more
 
 cdef struct Grant:
     uint64_t volume_id
@@ -57,6 +66,23 @@ cdef struct Session:                 # Conn.user
     uint32_t grant_next              # when all are taken: the oldest, which makes room
     Grant grants[64]
 
+cdef struct Peer:                    # another SDS, from the first connection or map entry that names it
+    uint32_t sds_id
+    Conn* out                        # made by us: what we ask and say as primary goes there
+    Conn* incoming                   # made by it
+    bint agreed_as_primary           # since our own start the two have told each other what may differ
+    bint agreed_as_secondary
+    bint leaving                     # the MDM is being asked to leave it out
+    uint64_t incarnation
+    uint64_t lease_ns                # what it granted us ends then
+    uint64_t granted_ns              # what we granted it ends then
+    uint64_t fence_ns                # what we granted it before it had to know a newer map ends then
+    uint64_t fence_version           # the map it has to know before it is granted anything again
+    uint64_t version                 # the newest map it has said it knows
+    uint64_t heard_ns                # when it last granted us a lease, or we connected; 0: never
+    uint64_t silent_told_ns
+    Peer* next
+
 cdef struct TargetVolume:            # MapVolume.user
     uint64_t size
     bint known
@@ -64,6 +90,7 @@ cdef struct TargetVolume:            # MapVolume.user
     bint commit
     bint thick
     bint purge
+    uint32_t pool_id
     bint aged                        # dropped, and nothing of it is here: purged by ourselves, without telling
     uint32_t slots
 
@@ -76,10 +103,13 @@ cdef struct Chunk:
     uint64_t generation              # of the journal that holds its last intent (DeviceState.generation)
     uint64_t mark                    # journal count that makes the intent durable
     bint unsynced                    # may differ from the other copy: does not serve until they agree
+    bint doubtful                    # ours may lack something, since we have restarted and not compared it yet
+    bint peer_doubtful               # the other SDS has said the same of its copy
+    uint8_t learn                    # LEARN_*
+    uint32_t open_epoch              # the primary has said that whoever left before this epoch serves no more
     uint64_t retry_ns                # unsynced: the agreement failed, not tried again before
     Chunk* hash_next
     Op* ops                          # started or waiting, in order of arrival
-    Op* ops_tail
 
 cdef struct Op:
     Job job
@@ -99,8 +129,9 @@ cdef struct Op:
     uint32_t first                   # blocks
     uint32_t count
     uint64_t seq
+    uint16_t remote_id               # who has to confirm it: PENDING_REMOTE
+    uint16_t learner_id              # PENDING_LEARNER
     uint64_t started_ns
-    uint32_t sync_wait
     int fd
     uint64_t offset
     Op* next                         # in the chunk
@@ -139,7 +170,7 @@ cdef struct Sync:                    # the agreement of a pair, one chunk at a t
 cdef struct Counters:
     uint64_t read_ops, read_bytes, read_ns, write_ops, write_bytes, write_ns, replicate_ops, replicate_bytes
     uint64_t flush_ops, flush_ns, discard_ops, reads_inline, reads_pooled, checksum_errors, journal_commits, checkpoints
-    uint64_t bad_frames
+    uint64_t bad_frames, leases_lapsed, turn_max_ns
     uint32_t clients, peers, queue_depth
 
 cdef struct Engine:
@@ -160,13 +191,20 @@ cdef struct Engine:
     uint32_t device_count
     Conn* conns[1024]
     Sync syncs[1024]
-    uint32_t conn_serial
     uint32_t dirty_places[1024]      # in conns: have something to send
     bint dirty_place[1024]
     uint32_t dirty_count
     Op** ops
     uint32_t op_count
     Op* free_ops
+    Peer** peers                     # by SDS number
+    Peer* peer_list
+    uint64_t map_version             # all map segments known here are at least this new; 0: the MDM has not said yet
+    uint64_t next_ping_ns
+    uint64_t turned_ns               # when the loop last came round
+    uint64_t alone_ns                # not alone before: we do not know whom we granted what before our start
+    bint gated                       # operations wait for a gate to open
+    bint strays                      # the map says of something here that it is not ours
     uint64_t miss_volume[4096]
     uint32_t miss_segment[4096]
     uint32_t miss_count
@@ -174,7 +212,6 @@ cdef struct Engine:
     uint32_t unsynced_count
     bint purging
     bint stopping
-    bint checkpoint_at_stop
     bint writeback_running
     uint64_t now_ns
     uint64_t next_tick_ns

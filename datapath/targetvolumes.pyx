@@ -1,16 +1,19 @@
 """What the SDS engine knows of volumes: sizes and maps, what it holds of each, purging (see targetvolumes.pxd)."""
 
+from libc.errno cimport EAGAIN, EBUSY
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
 from datapath.device cimport device_slot_free
 from datapath.ondisk cimport SLOT_NONE
 from datapath.ring cimport Message
 from datapath.targetdurability cimport checkpoint_start
 from datapath.targetengine cimport EV_PURGED, EV_VOLUMES, emit, map_miss, op_settle
-from datapath.targetpair cimport sync_continue
+from datapath.targetmembers cimport entry_changed
+from datapath.targetpair cimport agreed, sync_continue
 from datapath.targetstate cimport *
-from datapath.volumemap cimport (MapEntry, MapVolume, map_lookup, map_segment_set, map_volume_add, map_volume_find,
-                                 map_volume_remove)
+from datapath.volumemap cimport (MAP_SEGMENT_CHUNKS, MAP_SEGMENT_SIZE, MapEntry, MapVolume, map_lookup,
+                                 map_segment_set, map_volume_add, map_volume_find, map_volume_remove)
 from datapath.wire cimport ST_NO_VOLUME
 
 
@@ -44,11 +47,33 @@ cdef void misses_answered(Engine* e, uint64_t volume_id, int64_t segment) noexce
 
 
 cdef void segment(Engine* e, Message* m) noexcept nogil:
-    cdef TargetVolume* v = volume_get(e, m.b)
-    if v != NULL:
-        map_segment_set(map_volume_find(&e.map, m.b), m.a, m.data, m.size)
+    cdef MapEntry* entries = <MapEntry*>e.scratch
+    if volume_get(e, m.b) != NULL and m.size <= MAP_SEGMENT_SIZE:
+        memset(entries, 0, MAP_SEGMENT_SIZE)
+        memcpy(entries, m.data, m.size)
+        merge(e, map_volume_find(&e.map, m.b), m.a, entries, m.c)
     misses_answered(e, m.b, m.a)
     sync_continue(e)
+
+
+cdef void merge(Engine* e, MapVolume* v, uint32_t index, MapEntry* entries, uint64_t version) noexcept nogil:
+    """Takes the entries that are newer than what is known: answers and pushes may cross each other."""
+    cdef uint32_t first = index * MAP_SEGMENT_CHUNKS
+    cdef MapEntry* before = entries + MAP_SEGMENT_CHUNKS
+    cdef const MapEntry* known
+    cdef uint32_t i
+    memset(before, 0, MAP_SEGMENT_SIZE)
+    known = map_lookup(v, first)
+    if known != NULL:
+        memcpy(before, known, MAP_SEGMENT_SIZE)
+        for i in range(MAP_SEGMENT_CHUNKS):
+            if before[i].epoch >= entries[i].epoch:
+                entries[i] = before[i]
+    if map_segment_set(v, index, entries, MAP_SEGMENT_SIZE) < 0:
+        return
+    for i in range(MAP_SEGMENT_CHUNKS):
+        if entries[i].epoch > before[i].epoch:
+            entry_changed(e, v.volume_id, first + i, before + i, entries + i, version)
 
 
 cdef bint forget_chunks(Engine* e, uint64_t volume_id) noexcept nogil:
@@ -88,6 +113,8 @@ cdef void settle_purged(Engine* e, Chunk* c) noexcept nogil:
 cdef void purge(Engine* e) noexcept nogil:
     """Gives the slots of purged volumes back, as far as the journal has room; the next tick goes on."""
     cdef uint32_t i, at, left
+    cdef int error
+    cdef bint full = False
     cdef Chunk* c
     cdef MapVolume* v
     cdef TargetVolume* tv
@@ -103,21 +130,21 @@ cdef void purge(Engine* e) noexcept nogil:
             while c != NULL:
                 if c.volume_id == v.volume_id:
                     settle_purged(e, c)
-                    if c.unsynced:
-                        c.unsynced = False
-                        e.unsynced_count -= 1
+                    agreed(e, c)
                     if c.slot != SLOT_NONE:
-                        if c.ops == NULL and device_slot_free(e.devices[c.device].d, c.slot) == 0:
+                        error = -EBUSY if c.ops != NULL else device_slot_free(e.devices[c.device].d, c.slot)
+                        if error == 0:
                             c.slot = SLOT_NONE
                             c.generation = 0
                             c.live_blocks = 0
-                            e.devices[c.device].d.needs_sync = True
                         else:
                             left += 1
+                            full = full or error == -EAGAIN
                 c = c.hash_next
         if left:
             e.purging = True
-            checkpoint_start(e)
+            if full:
+                checkpoint_start(e)
             continue
         tv.purge = False
         tv.slots = 0

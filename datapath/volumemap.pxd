@@ -15,13 +15,14 @@ cdef packed struct MapEntry:
     uint16_t primary
     uint16_t secondary
     uint16_t learner
-    uint16_t flags
+    uint16_t left                    # the member that the newest change took out of the set
 
 cdef struct MapVolume:
     uint64_t volume_id
     MapEntry** segments              # NULL where not loaded
     uint32_t segment_count           # pointers in `segments`
     void* user                       # the engine's own
+    uint32_t writers                 # of an inode, the FUSE channel's: opens for writing, not yet released
 
 cdef struct VolumeMap:
     MapVolume** table                # open addressing, linear probing

@@ -186,9 +186,9 @@ cdef class Map:
             map_segment_drop(v, segment)
 
     def lookup(self, volume_id: int, chunk: int) -> tuple[int, int, int, int, int] | None:
-        """(epoch, primary, secondary, learner, flags), None when the segment is not loaded."""
+        """(epoch, primary, secondary, learner, left), None when the segment is not loaded."""
         cdef MapVolume* v = map_volume_find(&self._map, volume_id)
         if v == NULL:
             raise KeyError(volume_id)
         cdef const MapEntry* e = map_lookup(v, chunk)
-        return None if e == NULL else (e.epoch, e.primary, e.secondary, e.learner, e.flags)
+        return None if e == NULL else (e.epoch, e.primary, e.secondary, e.learner, e.left)

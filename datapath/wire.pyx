@@ -44,7 +44,7 @@ cdef int check_request(const Header* h) noexcept nogil:
             return BAD_LENGTH
         return 0 if h.body_length == 4 * blocks + h.length else BAD_BODY
     if op == OP_REPLICATE or op == OP_PUSH:
-        if h.length == 0 or h.length > IO_SIZE_MAX:
+        if h.length == 0 or h.length > IO_SIZE_MAX + BLOCK_SIZE:         # an unaligned write's edges, made whole
             return BAD_LENGTH
         if not whole_blocks(h):
             return BAD_ALIGNMENT

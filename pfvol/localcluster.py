@@ -458,8 +458,7 @@ def _configuration(document: Document, node: Document) -> str:
         f"secret_file = {json.dumps(str(Path(document['data_dir']) / 'secret'))}",
     ]
     if node["sds"]:
-        lines += ["[sds]", f"data_port = {_ports(node)[0]}", f"devices = {document['devices']}"]
-        lines += [f"device_size_bytes = {document['device_size_bytes']}"]
+        lines += ["[sds]", f"data_port = {_ports(node)[0]}"]
     else:
         lines += ["[mdm]", f"control_port = {_ports(node)[0]}", f"api_port = {_ports(node)[1]}"]
     return "\n".join(lines) + "\n"

@@ -56,7 +56,6 @@ class Sds:
         if not self._mdm_address[1]:
             raise ConfigError("[cluster] mdm is missing: the MDM's control port is not known beforehand here")
         self._data_address: tuple[str, int] = ("", 0)
-        self._http_address: tuple[str, int] | None = None
         self._server: Server | None = None
         self._target: Target | None = None
         self._admitted = False

@@ -212,9 +212,11 @@ async def test_what_is_refused_over_and_over_does_not_fill_the_log() -> None:
         with capture_logs() as lines:
             for _ in range(5):
                 await sds.show(token(seconds=-1))
+                sds.engine.say("no_space", VOLUME, 0)
+            await sds.settle()
     assert len(sds.engine.named("refuse")) == 5
-    levels = [line["log_level"] for line in lines if line["event"] == "capability refused"]
-    assert levels.count("warning") == 1
+    assert [line["event"] for line in lines if line["log_level"] == "warning"] == ["capability refused"]
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == ["no space left for a chunk"]
 
 
 async def test_a_revocation_that_meets_the_mdms_answer_wins() -> None:
@@ -295,13 +297,11 @@ async def test_a_miss_of_the_engine_is_answered_when_the_mdm_is_back(autojump_cl
         sds.mdm.add()
         sds.mdm.away = True
         sds.engine.say("map_miss", VOLUME, 3)
-        sds.engine.say("volume_miss", VOLUME)
         await trio.sleep(5)
         assert sds.engine.named("set_segment", "set_volume") == []
         sds.mdm.away = False
         await trio.sleep(1)
         assert ("set_segment", VOLUME, 3, entries((1, 2))) in sds.engine.commands
-        assert sds.engine.named("set_volume") == [("set_volume", VOLUME, SEGMENT, False, False, POOL)]
 
 
 async def test_a_map_that_is_doubted_again_and_again_is_asked_for_now_and_then(

@@ -101,7 +101,8 @@ def check_bounds(header: bytes) -> bool:
     assert body <= wire.BODY_SIZE_MAX, f"body of {body}"
     assert opcode & ~wire.OP_REPLY == wire.OP_DIRTY or offset + length <= CHUNK, f"range {offset}+{length}"
     if opcode in DATA_OPCODES:
-        assert 0 < length <= wire.IO_SIZE_MAX, f"length {length}"
+        most = wire.IO_SIZE_MAX + (0 if opcode == wire.OP_WRITE else BLOCK)
+        assert 0 < length <= most, f"length {length}"
         assert body == DATA_OPCODES[opcode] * blocks_touched(offset, length) + length, f"{body} for {offset}+{length}"
     if opcode & wire.OP_REPLY and fields["status"] != wire.ST_OK:
         assert body == 0, "a body beside a failure"

@@ -1,0 +1,158 @@
+"""What an SDS engine does when the in-sync set of a chunk changes (see targetmembers.pxd, docs/internals/failover.md).
+
+The maps come from the MDM, which has made them durable. Promises: nothing is served, and no write acknowledged, without
+a member that has left before what it was granted is over; who is no longer primary answers no write; a copy that the
+map does not name is given back only on the word of a map that is at least as new as the copy.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from datapath.chunkstore cimport chunk_find, chunk_get, chunk_release
+from datapath.ondisk cimport SLOT_NONE
+from datapath.targetengine cimport EV_LEAVING, emit, op_settle
+from datapath.targetlease cimport fence, gate_open, leased
+from datapath.targetpair cimport agreed, ask, peer_ready, unsync
+from datapath.targetstate cimport *
+from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
+from datapath.wire cimport FLAG_RESYNC, OP_PING, ST_OK, ST_STALE_MAP
+
+
+cdef const MapEntry* entry_of(Engine* e, uint64_t volume_id, uint32_t index) noexcept nogil:
+    cdef MapVolume* v = map_volume_find(&e.map, volume_id)
+    return NULL if v == NULL else map_lookup(v, index)
+
+
+cdef bint passed(Engine* e, const MapEntry* entry, uint64_t volume_id, uint32_t index) noexcept nogil:
+    """The gate of a chunk that we lead. A new secondary does not know when it opens: it is told."""
+    cdef Peer* p
+    if entry.left == 0:
+        return True
+    if not gate_open(e, entry):
+        return False
+    p = e.peers[entry.secondary]
+    if entry.secondary and p != NULL and p.out != NULL:
+        ask(e, p.out, OP_PING, volume_id, index, 0, 0, FLAG_RESYNC)
+    return True
+
+
+cdef bint members_ready(Engine* e, const MapEntry* entry, uint64_t volume_id, uint32_t index) noexcept nogil:
+    cdef Peer* p
+    if entry.primary != e.sds_id:
+        p = e.peers[entry.primary]
+        return p != NULL and peer_ready(p.incoming) and leased(e, p)
+    if not passed(e, entry, volume_id, index):
+        return False
+    if entry.secondary == 0:
+        return e.now_ns >= e.alone_ns
+    p = e.peers[entry.secondary]
+    return p != NULL and peer_ready(p.out) and leased(e, p)
+
+
+cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const MapEntry* old, const MapEntry* entry,
+                        uint64_t version) noexcept nogil:
+    cdef Chunk* chunk = chunk_find(e, volume_id, index)
+    cdef bint leads = entry.primary == e.sds_id
+    if entry.left and entry.left != e.sds_id and (leads or entry.secondary == e.sds_id):
+        fence(e, entry.left, version)
+    if not leads and entry.left and entry.secondary == e.sds_id:
+        # Only the primary knows when the member that left serves no more; it says so.
+        if chunk == NULL:
+            chunk = chunk_get(e, volume_id, index)
+        if chunk != NULL and chunk.open_epoch < entry.epoch:
+            unsync(e, chunk)
+    if chunk == NULL:
+        return
+    chunk.learn = LEARN_NOT
+    e.gated = True
+    if leads:
+        if entry.secondary == 0 and chunk.unsynced and not chunk.doubtful:
+            agreed(e, chunk)                               # with nobody but itself
+        return
+    refuse_writes(e, chunk)
+    if entry.secondary != e.sds_id:
+        agreed(e, chunk)
+        e.strays = entry.learner != e.sds_id or e.strays
+    elif old.learner == e.sds_id and entry.left == 0:
+        agreed(e, chunk)
+
+
+cdef void refuse_writes(Engine* e, Chunk* chunk) noexcept nogil:
+    """Clients' writes that wait for another copy: the new primary will hear of them from the client."""
+    cdef Op* op = chunk.ops
+    cdef uint32_t waits
+    while op != NULL:
+        waits = op.pending & (PENDING_REMOTE | PENDING_LEARNER)
+        if waits and (op.kind == KIND_WRITE or op.kind == KIND_DISCARD):
+            if op.state == STATE_REMOTE_FIRST:
+                waits |= PENDING_LOCAL
+            op_settle(e, op, waits, ST_STALE_MAP)
+            op = chunk.ops                                 # the list may have changed: from the start
+        else:
+            op = op.next
+
+
+cdef void release_gated(Engine* e) noexcept nogil:
+    cdef uint32_t i, done
+    cdef Op* op
+    cdef Chunk* chunk
+    cdef const MapEntry* entry
+    e.gated = False
+    for i in range(e.op_count):
+        op = e.ops[i]
+        chunk = op.chunk
+        if chunk == NULL or not op.pending & (PENDING_REMOTE | PENDING_LEARNER):
+            continue
+        entry = entry_of(e, chunk.volume_id, chunk.index)
+        if entry == NULL or entry.primary != e.sds_id:
+            continue
+        done = 0
+        if op.pending & PENDING_REMOTE and op.remote_id != entry.secondary and op.state != STATE_REMOTE_FIRST:
+            done |= PENDING_REMOTE
+        if (op.pending & PENDING_LEARNER and op.learner_id != entry.secondary
+                and (op.learner_id != entry.learner or chunk.learn == LEARN_NOT)):
+            done |= PENDING_LEARNER
+        if done == 0:
+            continue
+        if passed(e, entry, chunk.volume_id, chunk.index):
+            op_settle(e, op, done, ST_OK)
+        else:
+            e.gated = True
+
+
+cdef void tell_leaving(Engine* e, Peer* p) noexcept nogil:
+    cdef uint32_t i, count = 0
+    cdef uint64_t* found = <uint64_t*>malloc(16 * <size_t>e.chunk_count + 16)
+    cdef Chunk* c
+    cdef const MapEntry* entry
+    if found == NULL:
+        return                                             # asked again while the trouble lasts
+    for i in range(e.table_capacity):
+        c = e.table[i]
+        while c != NULL:
+            if c.doubtful or (c.slot != SLOT_NONE and e.devices[c.device].d.failed):
+                entry = entry_of(e, c.volume_id, c.index)
+                if entry == NULL or entry.primary == p.sds_id or entry.secondary == p.sds_id:
+                    found[2 * count] = c.volume_id
+                    found[2 * count + 1] = c.index
+                    count += 1
+            c = c.hash_next
+    emit(e, EV_LEAVING, p.sds_id, p.agreed_as_primary, p.agreed_as_secondary, 0, found, 16 * <uint64_t>count)
+    free(found)
+
+
+cdef void discard_strays(Engine* e) noexcept nogil:
+    cdef uint32_t i
+    cdef Chunk* c
+    cdef const MapEntry* entry
+    e.strays = False
+    for i in range(e.table_capacity):
+        c = e.table[i]
+        while c != NULL:
+            if c.slot != SLOT_NONE:
+                entry = entry_of(e, c.volume_id, c.index)
+                if (entry != NULL and entry.primary and entry.primary != e.sds_id and entry.secondary != e.sds_id
+                        and entry.learner != e.sds_id
+                        and entry.epoch >= e.devices[c.device].d.slots[c.slot].epoch):
+                    if c.ops != NULL or not chunk_release(e, c):
+                        e.strays = True
+            c = c.hash_next
