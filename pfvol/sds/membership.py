@@ -86,7 +86,7 @@ class Membership:
         self._maps = maps
         self._leaving: dict[int, _Leaving] = {}
         self._ended_at: dict[int, float] = {}
-        self._troubled: set[int] = set()  # told in the log
+        self._told: dict[int, str] = {}  # peers in trouble -> what the log was told last
         self._learned: dict[int, dict[Chunk, int]] = {}
         self._lost: dict[int, dict[Chunk, int]] = {}
         self._losses = 0
@@ -112,7 +112,7 @@ class Membership:
 
     def connected(self, sds_id: int) -> None:
         """The connection to the peer is there again."""
-        self._troubled.discard(sds_id)
+        self._told.pop(sds_id, None)
 
     def leaving(self, sds_id: int, as_primary: bool, as_secondary: bool, doubtful: Iterable[Chunk]) -> None:
         """The engine's answer to ``leave``."""
@@ -127,8 +127,8 @@ class Membership:
         self._engine.leave(sds_id)
         await leaving.said.wait()
         if leaving.as_primary or leaving.as_secondary:
-            if sds_id not in self._troubled:
-                self._troubled.add(sds_id)
+            if sds_id not in self._told:
+                self._told[sds_id] = ""
                 self._log.warning("peer in trouble: the MDM is asked to leave it out", sds=sds_id)
             await self._have_left_out(sds_id, leaving)
         self._engine.stay(sds_id)
@@ -177,7 +177,9 @@ class Membership:
                 except (UnreachableError, TimedOutError):
                     sent = True
                 except Error as error:
-                    self._log.warning("the MDM does not leave a peer out", sds=sds_id, reason=error.message)
+                    if self._told.get(sds_id) != error.message:
+                        self._told[sds_id] = error.message
+                        self._log.warning("the MDM does not leave the peer out", sds=sds_id, reason=error.message)
                     return None
             elif not sent:
                 return None
