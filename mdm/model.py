@@ -90,7 +90,9 @@ class FaultSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """``capacity_bytes`` is net. ``thick_bytes`` is the sum of its thick volumes' sizes; spare None: automatic."""
+    """``capacity_bytes`` is net. ``thick_bytes`` is the sum of its thick volumes' sizes; spare None: automatic.
+
+    ``rebuild_started_at``: when an operator last asked for the rebuild: SDSs DOWN by then are not waited for."""
 
     pool_id: int
     pd_id: int
@@ -102,6 +104,8 @@ class Pool:
     rebuild_delay_seconds: int
     spare_percent: int | None
     created_at: datetime
+    rebuild_cancelled: bool = False
+    rebuild_started_at: datetime | None = None
     thick_bytes: int = 0
 
 
@@ -117,7 +121,9 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Sds:
-    """``copies`` and ``primaries`` count chunks placed here, ``thick_slots`` the copies of thick volumes of them."""
+    """``copies`` and ``primaries`` count chunks placed here, ``thick_slots`` the copies of thick volumes of them.
+
+    ``removing``: its copies move elsewhere, then it goes. ``down_since``: when it last went DOWN, while it is."""
 
     sds_id: int
     pd_id: int
@@ -131,6 +137,8 @@ class Sds:
     data_address: tuple[str, int] | None = None
     http_address: tuple[str, int] | None = None
     incarnation: int = 0
+    removing: bool = False
+    down_since: datetime | None = None
     copies: int = 0
     primaries: int = 0
     thick_slots: int = 0
