@@ -1,6 +1,6 @@
 """Which chunk gets which SDS as its learner: lost copies made again, SDSs emptied, copies spread evenly. Pure.
 
-Works on counts (``Entry``: how many chunks of a volume have the same primary, secondary and learner), so that it costs
+Works on counts (``Holders``: how many chunks of a volume have the same primary, secondary and learner), so that it costs
 the same for a GiB and a PiB; only the chunks of one batch are looked for in the maps. Promises:
 
 - a learner is never on an SDS that has a copy (I7), and in another fault set than the copy that stays whenever the
@@ -24,10 +24,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import ceil
-from typing import NamedTuple
 
 from mdm.matching import deal, match
-from mdm.model import SdsState, State, Volume
+from mdm.model import Holders, SdsState, State, Volume
 from mdm.placement import leaver
 from pfvol.constants import SEGMENT_CHUNKS, SEGMENT_ENTRY_FORMAT
 
@@ -40,14 +39,6 @@ ENTRY = struct.Struct(SEGMENT_ENTRY_FORMAT)
 
 Choices = dict[int, list[tuple[int, int, int]]]
 """volume_id: [(chunk, epoch, learner), ...]"""
-
-
-class Entry(NamedTuple):
-    """What a chunk's map entry says of where it is; 0: none."""
-
-    primary: int
-    secondary: int
-    learner: int
 
 
 class Need(IntEnum):
@@ -82,7 +73,7 @@ class VolumeUse:
     volume_id: int
     pool_id: int
     full: float
-    entries: Mapping[Entry, int]
+    entries: Mapping[Holders, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +87,9 @@ class Domain:
     paused: frozenset[int] = frozenset()
     evening: bool = False
 
-    def need(self, pool_id: int, entry: Entry) -> Need:
+    def need(self, pool_id: int, entry: Holders) -> Need:
         servers = self.servers
-        members = [sds_id for sds_id in entry[:2] if sds_id]
+        members = entry.members
         up = [sds_id for sds_id in members if servers[sds_id].up]
         if not up:
             return Need.LOST
@@ -118,7 +109,7 @@ class Domain:
     def is_away(self, pool_id: int, sds_id: int) -> bool:
         return sds_id in self.away.get(pool_id, frozenset())
 
-    def leaver(self, entry: Entry) -> int:
+    def leaver(self, entry: Holders) -> int:
         """The member in whose place the learner comes when it joins."""
         one, other = (self.servers[sds_id] for sds_id in entry[:2])
         learner = self.servers.get(entry.learner)
@@ -129,7 +120,7 @@ class Domain:
         fault_set_id = self.servers[one].fault_set_id
         return fault_set_id is not None and fault_set_id == self.servers[other].fault_set_id
 
-    def staying(self, entry: Entry) -> int:
+    def staying(self, entry: Holders) -> int:
         """The member beside which a learner is wanted: the other one, if there is one, is to go."""
         if not entry.secondary or self.servers[entry.secondary].removing:
             return entry.primary
@@ -177,14 +168,13 @@ def domain_of(
     for volume in state.volumes.values():
         if volume.pool_id not in pools:
             continue
-        entries = {Entry(*key): count for key, count in volume.placement.items()}
         placed: Counter[int] = Counter()
-        for entry, count in entries.items():
+        for entry, count in volume.placement.items():
             for sds_id in entry:
                 placed[sds_id] += count
         reported = {sds_id: held.get(sds_id, {}).get(volume.volume_id, 0) for sds_id in sds_ids}
         full = _full(volume, placed, reported, state)
-        volumes.append(VolumeUse(volume_id=volume.volume_id, pool_id=volume.pool_id, full=full, entries=entries))
+        volumes.append(VolumeUse(volume_id=volume.volume_id, pool_id=volume.pool_id, full=full, entries=volume.placement))
         for sds_id in sds_ids:
             expected = ceil(full * placed[sds_id])
             taken[sds_id] += expected if volume.thick else max(expected, reported[sds_id])
@@ -241,7 +231,7 @@ class _Wish:
 
     need: Need
     volume: VolumeUse
-    entry: Entry
+    entry: Holders
     count: int
     quotas: dict[int, int] = field(default_factory=dict)
 
@@ -254,7 +244,7 @@ class _Planner:
         self.wishes: list[_Wish] = []
         self.strays: list[_Wish] = []
         self.settled: list[_Wish] = []
-        self.copying: Counter[Entry] = Counter()
+        self.copying: Counter[Holders] = Counter()
         for volume in domain.volumes:
             if volume.pool_id not in domain.paused:
                 self._sort(volume)
@@ -411,7 +401,7 @@ class _Planner:
         copies: Counter[int] = Counter()
         for volume in self.domain.volumes:
             for entry, count in volume.entries.items():
-                for sds_id in (entry.primary, entry.secondary):
+                for sds_id in entry.members:
                     copies[sds_id] += count
         for entry, count in self.copying.items():
             copies[entry.learner] += count
@@ -419,7 +409,7 @@ class _Planner:
                 copies[self._fuller(entry)] -= count
         return copies
 
-    def _fuller(self, entry: Entry) -> int:
+    def _fuller(self, entry: Holders) -> int:
         """The member in whose place a learner comes (see ``mdm.placement.leaver``)."""
         return self.domain.leaver(entry)
 

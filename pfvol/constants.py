@@ -5,7 +5,7 @@ CHUNK_SIZE_BYTES = 4 * 1024 * 1024
 CHUNK_BLOCKS = CHUNK_SIZE_BYTES // BLOCK_SIZE_BYTES
 SEGMENT_CHUNKS = 1024
 SEGMENT_ENTRY_BYTES = 12
-SEGMENT_ENTRY_FORMAT = "<IHHHH"  # epoch, primary, secondary, learner, flags
+SEGMENT_ENTRY_FORMAT = "<IHHHH"  # epoch, primary, secondary, learner, left (0: none); see docs/internals/mdm.md
 
 RPC_VERSION = 1
 WIRE_VERSION = 1
