@@ -58,7 +58,7 @@ class _Flow:
             if good:
                 shares = deal(count, [self.room[target] for target in good])
                 wanted.update({(demand, target): share for target, share in zip(good, shares, strict=True)})
-        asked = {target: 0 for target in self.room}
+        asked = dict.fromkeys(self.room, 0)
         for (_, target), share in wanted.items():
             asked[target] += share
         room = dict(self.room)

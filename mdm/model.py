@@ -121,9 +121,9 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Sds:
-    """``copies`` counts the chunks that have a member or a learner here, ``thick_slots`` those of thick volumes of them,
-    ``primaries`` those that it leads. ``removing``: what it has is to go elsewhere.
-    ``down_since``: when it last went DOWN, while it is."""
+    """``copies`` counts the chunks that have a member or a learner here, ``thick_slots`` those of thick volumes of
+    them, ``primaries`` those that it leads. ``removing``: what it has is to go elsewhere. ``down_since``: when it last
+    went DOWN, while it is."""
 
     sds_id: int
     pd_id: int

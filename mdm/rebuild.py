@@ -1,7 +1,7 @@
 """Which chunk gets which SDS as its learner: lost copies made again, SDSs emptied, copies spread evenly. Pure.
 
-Works on counts (``Holders``: how many chunks of a volume have the same primary, secondary and learner), so that it costs
-the same for a GiB and a PiB; only the chunks of one batch are looked for in the maps. Promises:
+Works on counts (how many chunks of a volume have the same ``Holders``), so that it costs the same for a GiB and a PiB;
+only the chunks of one batch are looked for in the maps. Promises:
 
 - a learner is never on an SDS that has a copy (I7), and in another fault set than the copy that stays whenever the
   room left allows it for all;
@@ -155,29 +155,29 @@ class Plan:
 def domain_of(
     state: State,
     pd_id: int,
-    held: Mapping[int, Mapping[int, int]],
+    reports: Mapping[int, Mapping[int, Sequence[int]]],
     *,
     away: Mapping[int, frozenset[int]],
     evening: bool = False,
 ) -> Domain:
-    """The protection domain in ``state``. ``held``: chunks of each volume on each SDS, as last reported."""
-    pools = {pool.pool_id: pool for pool in state.pools_of(pd_id)}
-    sds_ids = [sds.sds_id for sds in state.sds_of(pd_id)]
-    volumes = []
+    """The protection domain in ``state``. ``reports``: per SDS and volume (chunks, blocks, chunks that it leads, ...)
+    that hold data, as last told."""
+    domain = state.sds_of(pd_id)
+    pool_ids = {pool.pool_id for pool in state.pools_of(pd_id)}
+    up = {sds.sds_id for sds in domain if sds.state is not SdsState.DOWN}
     taken: Counter[int] = Counter()
+    volumes = []
     for volume in state.volumes.values():
-        if volume.pool_id not in pools:
-            continue
-        placed: Counter[int] = Counter()
-        for entry, count in volume.placement.items():
-            for sds_id in entry:
-                placed[sds_id] += count
-        reported = {sds_id: held.get(sds_id, {}).get(volume.volume_id, 0) for sds_id in sds_ids}
-        full = _full(volume, placed, reported, state)
-        volumes.append(VolumeUse(volume_id=volume.volume_id, pool_id=volume.pool_id, full=full, entries=volume.placement))
-        for sds_id in sds_ids:
-            expected = ceil(full * placed[sds_id])
-            taken[sds_id] += expected if volume.thick else max(expected, reported[sds_id])
+        if volume.pool_id in pool_ids:
+            held = {sds.sds_id: reports.get(sds.sds_id, {}).get(volume.volume_id, (0, 0, 0)) for sds in domain}
+            full = _full(volume, {sds_id: held[sds_id][2] for sds_id in up})
+            entries = volume.placement
+            volumes.append(VolumeUse(volume_id=volume.volume_id, pool_id=volume.pool_id, full=full, entries=entries))
+            placed: Counter[int] = Counter()
+            for entry, count in entries.items():
+                placed.update(dict.fromkeys(entry.all, count))
+            for sds_id, figures in held.items():
+                taken[sds_id] += max(ceil(full * placed[sds_id]), 0 if volume.thick else figures[0])
     servers = {
         sds.sds_id: Server(
             sds_id=sds.sds_id,
@@ -185,22 +185,21 @@ def domain_of(
             slots=sds.slots,
             room=max(0, sds.slots - taken[sds.sds_id]),
             copies=sds.copies,
-            up=sds.state is not SdsState.DOWN,
+            up=sds.sds_id in up,
             removing=sds.removing,
         )
-        for sds in state.sds_of(pd_id)
+        for sds in domain
     }
-    paused = frozenset(pool_id for pool_id, pool in pools.items() if pool.rebuild_cancelled)
+    paused = frozenset(pool_id for pool_id in pool_ids if state.pools[pool_id].rebuild_cancelled)
     return Domain(servers=servers, volumes=volumes, away=away, paused=paused, evening=evening)
 
 
-def _full(volume: Volume, placed: Mapping[int, int], reported: Mapping[int, int], state: State) -> float:
-    """The part of a volume's chunks that takes slots, from what the SDSs that are UP have of it."""
+def _full(volume: Volume, written: Mapping[int, int]) -> float:
+    """The part of a volume's chunks that takes slots. ``written``: chunks with data that the SDSs that are UP lead."""
     if volume.thick:
         return 1
-    up = [sds_id for sds_id in reported if state.sds[sds_id].state is not SdsState.DOWN]
-    chunks = sum(placed[sds_id] for sds_id in up)
-    return min(1, sum(reported[sds_id] for sds_id in up) / chunks) if chunks else 0
+    led = sum(count for entry, count in volume.placement.items() if entry.primary in written)
+    return min(1, sum(written.values()) / led) if led else 0
 
 
 def survey(domain: Domain) -> dict[int, Work]:
@@ -283,10 +282,10 @@ class _Planner:
             groups.setdefault(self.domain.staying(wish.entry), []).append(wish)
         demands = {base: _slots(group) for base, group in groups.items()}
         placed = match(demands, self.room, self._penalty)
+        for (_, target), count in placed.items():
+            self.room[target] -= count
         for base, group in groups.items():
             found = {target: count for (demand, target), count in placed.items() if demand == base}
-            for target, count in found.items():
-                self.room[target] -= count
             self._share(base, group, demands[base], found)
             if short := demands[base] - sum(found.values()):
                 self._no_place(base, group, short)
@@ -520,7 +519,7 @@ def _pick(wishes: Iterable[_Wish], budgets: _Budgets, maps: Mapping[int, Sequenc
     for wish in wishes:
         if wish.quotas:
             group = groups.setdefault((wish.need, wish.volume.volume_id), {})
-            group[tuple(wish.entry)] = _Dealer(wish, budgets)
+            group[wish.entry] = _Dealer(wish, budgets)
     for (_, volume_id), dealers in sorted(groups.items()):
         chosen = choices.setdefault(volume_id, [])
         for chunk, epoch, entry in _entries(maps[volume_id]):
