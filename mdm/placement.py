@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 from pfvol.constants import SEGMENT_CHUNKS, SEGMENT_ENTRY_FORMAT
 
@@ -278,33 +278,3 @@ def _entry(primary: int, secondary: int) -> bytes:
 def _scatter(size: int) -> tuple[int, ...]:
     """A fixed permutation of a round in which neighbours are far apart."""
     return tuple(sorted(range(size), key=lambda index: index * GOLDEN % 1.0))
-
-
-class Member(Protocol):
-    """What ``leaver`` looks at, of an SDS."""
-
-    @property
-    def sds_id(self) -> int: ...
-    @property
-    def fault_set_id(self) -> int | None: ...
-    @property
-    def removing(self) -> bool: ...
-    @property
-    def copies(self) -> int: ...
-    @property
-    def slots(self) -> int: ...
-
-
-AnyMember = TypeVar("AnyMember", bound=Member)
-
-
-def leaver(primary: AnyMember, secondary: AnyMember, learner: Member | None) -> AnyMember:
-    """Which of two members goes when ``learner`` joins: one that is being removed; else the one in the learner's fault
-    set, if the other is not; else the fuller one."""
-    if primary.removing is not secondary.removing:
-        return primary if primary.removing else secondary
-    if learner is not None and learner.fault_set_id is not None and primary.fault_set_id != secondary.fault_set_id:
-        for member in (primary, secondary):
-            if member.fault_set_id == learner.fault_set_id:
-                return member
-    return secondary if secondary.copies * primary.slots >= primary.copies * secondary.slots else primary

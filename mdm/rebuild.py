@@ -27,7 +27,6 @@ from math import ceil
 
 from mdm.matching import deal, match
 from mdm.model import Holders, SdsState, State, Volume
-from mdm.placement import leaver
 from pfvol.constants import SEGMENT_CHUNKS, SEGMENT_ENTRY_FORMAT
 
 BATCH_SLOTS = 256  # learners of an SDS that are expected to take a slot, assigned and not yet joined
@@ -110,10 +109,14 @@ class Domain:
         return sds_id in self.away.get(pool_id, frozenset())
 
     def leaver(self, entry: Holders) -> int:
-        """The member in whose place the learner comes when it joins."""
-        one, other = (self.servers[sds_id] for sds_id in entry[:2])
-        learner = self.servers.get(entry.learner)
-        return leaver(one, other, learner).sds_id
+        """The member in whose place the learner comes when it joins: as ``transition.sets`` decides it then."""
+
+        def why(sds_id: int) -> tuple[bool, bool, float]:
+            server = self.servers[sds_id]
+            shares = entry.learner != 0 and self.together(sds_id, entry.learner)
+            return server.removing, shares, server.copies / max(1, server.slots)
+
+        return max((entry.secondary, entry.primary), key=why)
 
     def together(self, one: int, other: int) -> bool:
         """Whether two SDSs are in one fault set."""
@@ -405,15 +408,11 @@ class _Planner:
         for entry, count in self.copying.items():
             copies[entry.learner] += count
             if entry.secondary:
-                copies[self._fuller(entry)] -= count
+                copies[self.domain.leaver(entry)] -= count
         return copies
 
-    def _fuller(self, entry: Holders) -> int:
-        """The member in whose place a learner comes (see ``mdm.placement.leaver``)."""
-        return self.domain.leaver(entry)
-
     def _move_from(self, donor: int, excess: int, wanting: dict[int, int], now: Counter[int]) -> int:
-        wishes = [wish for wish in self.settled if donor in wish.entry[:2] and self._fuller(wish.entry) == donor]
+        wishes = [wish for wish in self.settled if donor in wish.entry[:2] and self.domain.leaver(wish.entry) == donor]
         movable = sum(wish.count for wish in wishes)
         excess = min(excess, movable)
         moved = 0

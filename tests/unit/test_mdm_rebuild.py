@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mdm.matching import deal, match
 from mdm.model import Holders
-from mdm.placement import Candidate, leaver, place
+from mdm.placement import Candidate, place
 from mdm.rebuild import BATCH_CHUNKS, BATCH_SLOTS, ENTRY, Domain, Plan, Server, VolumeUse, plan, survey
 from pfvol.constants import SEGMENT_CHUNKS, SEGMENT_ENTRY_BYTES
 
@@ -111,7 +111,7 @@ class Cluster:
 
     def join(self) -> None:
         """As ``JoinLearners`` does, for every learner that is UP."""
-        servers = self.domain().servers
+        domain = self.domain()
         for chunk in self.chunks:
             primary, secondary, learner = chunk
             if not learner or learner in self.down or primary in self.down:
@@ -119,7 +119,7 @@ class Cluster:
             if not secondary:
                 chunk[:] = [primary, learner, 0]
             else:
-                goes = leaver(servers[primary], servers[secondary], servers[learner]).sds_id
+                goes = domain.leaver(Holders(*chunk))
                 chunk[:] = [secondary if goes == primary else primary, learner, 0]
 
     def settle(self, rounds: int = 2000) -> Plan:
