@@ -77,8 +77,8 @@ class Progress:
     def update(self, work: Work, *, paused: bool, copied_bytes: int, limit_mbps: int, now: float) -> list[Told]:
         """``copied_bytes``: since the last call; ``limit_mbps``: the pool's; ``now``: a clock that never goes back."""
         before = self.status.state
-        left = work.copying + work.wanted
         state, reason = self._state(work, paused, before)
+        left = work.copying + work.wanted + (work.waiting + work.lost if before in UNDER_WAY else 0)
         if state in UNDER_WAY and before not in UNDER_WAY and before is not RebuildState.CANCELLED:
             self._done = self._left = self._bytes = 0
             self._moved_at = now

@@ -81,8 +81,8 @@ def _begin_removal(draft: Draft, sds: Sds, thin_slots: Mapping[int, int]) -> Non
     others = [other for other in domain if other.sds_id != sds.sds_id and not other.removing and other.slots]
     if len(others) < COPIES:
         raise ConflictError(
-            f"SDS {sds.name} holds {sds.copies} chunk copies, and two copies need {COPIES} other SDSs: protection domain "
-            f"{state.pds[sds.pd_id].name} has {len(others)}; add one, or delete the volumes that use this one",
+            f"SDS {sds.name} holds {sds.copies} chunk copies, and two copies need {COPIES} other SDSs: protection "
+            f"domain {state.pds[sds.pd_id].name} has {len(others)}; add one, or delete the volumes that use this one",
             others=len(others),
         )
     volumes = [volume for pool in state.pools_of(sds.pd_id) for volume in state.volumes_of(pool.pool_id)]
