@@ -121,7 +121,7 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Sds:
-    """``copies`` counts the chunks that have a member or a learner here, ``thick_slots`` those of thick volumes of
+    """``copies`` counts the chunks that have a member or a learner here, ``thick_slots`` those of thick volumes among
     them, ``primaries`` those that it leads. ``removing``: what it has is to go elsewhere. ``down_since``: when it last
     went DOWN, while it is."""
 
@@ -242,7 +242,8 @@ class SdcSession(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """What ``JoinLearners`` answers. ``moved``: (volume, chunk, who stays, who was replaced) where a member had to go."""
+    """What ``JoinLearners`` answers. ``moved``: (volume, chunk, who stays, who was replaced), where a member had to
+    go."""
 
     entries: int
     moved: tuple[tuple[int, int, int, int], ...]
