@@ -74,6 +74,10 @@ class Progress:
     _moved_at: float = 0.0
     _samples: deque[_Sample] = field(default_factory=deque)
 
+    @property
+    def under_way(self) -> bool:
+        return self.status.state in UNDER_WAY
+
     def update(self, work: Work, *, paused: bool, copied_bytes: int, limit_mbps: int, now: float) -> list[Told]:
         """``copied_bytes``: since the last call; ``limit_mbps``: the pool's; ``now``: a clock that never goes back."""
         before = self.status.state

@@ -145,6 +145,11 @@ class Work:
     reason: str | None = None
     """Why ``unplaced`` ones have no place."""
 
+    @property
+    def open(self) -> bool:
+        """Whether anything may change without the state changing: what is waited for, or copied."""
+        return bool(self.degraded or self.copying or self.wanted or self.lost)
+
 
 @dataclass
 class Plan:
