@@ -26,11 +26,12 @@ from mdm.orchestrator import Orchestrator
 from mdm.progress import Progress, Told
 from mdm.rates import Rates, leads_of, rates_of
 from mdm.rebuild import Plan, Work, domain_of, plan
-from pfvol.constants import HEARTBEAT_SECONDS, RPC_TIMEOUT_SECONDS, SDS_DOWN_AFTER_SECONDS
+from pfvol.constants import RPC_TIMEOUT_SECONDS, SDS_DOWN_AFTER_SECONDS
 from pfvol.errors import Error, NotFoundError
 from pfvol.log import get_logger
 from pfvol.rpc.session import Session
 
+STEP_SECONDS = 1.0
 STEP_SECONDS_MIN = 0.25
 RATE_CHANGE_PERCENT = 10  # smaller changes of an SDS's share are not told
 
@@ -73,7 +74,7 @@ class Rebuilder:
                 except Error as error:
                     _log.error("a step of the rebuild failed", reason=error.message)
                 await trio.sleep(STEP_SECONDS_MIN)  # Many changes at once are one.
-                with trio.move_on_after(HEARTBEAT_SECONDS - STEP_SECONDS_MIN):
+                with trio.move_on_after(STEP_SECONDS - STEP_SECONDS_MIN):
                     await self._wake.wait()
 
     async def _step(self, nursery: trio.Nursery, *, grace: bool) -> None:
