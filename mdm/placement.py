@@ -24,9 +24,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from mdm.model import Holders
+from mdm.segments import EPOCH_FIRST
 from pfvol.constants import SEGMENT_CHUNKS, SEGMENT_ENTRY_FORMAT
 
-EPOCH_FIRST = 1
 ROUND_CHUNKS_MIN = 16  # one stripe over a few SDSs: small volumes still meet several orders
 ROUNDS_WANTED = 64  # a volume is cut into about so many rounds, until they would be longer than a segment
 ORDERS = 32  # shuffled orders per volume, used in turn

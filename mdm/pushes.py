@@ -187,8 +187,14 @@ class Pushes:
 
 
 async def _tell_sds(session: Session, sds_id: int, told: State, state: State) -> None:
-    """The segments of those volumes that it has or had a part in; only with the last of them the new version."""
-    changed = [key for key in differences(told.maps, state.maps) if _concerns(sds_id, key[0], told, state)]
+    """The segments of its domain; only with the last of them the new version. Also those in which it has no part in
+    either state: it may have had one in between, and looked."""
+    sds = state.sds.get(sds_id)
+    changed = [
+        (volume_id, index)
+        for volume_id, index in differences(told.maps, state.maps)
+        if sds is not None and state.pools[state.volumes[volume_id].pool_id].pd_id == sds.pd_id
+    ]
     batches = [changed[at : at + PUSH_SEGMENTS_MAX] for at in range(0, len(changed), PUSH_SEGMENTS_MAX)] or [[]]
     for number, batch in enumerate(batches, start=1):
         params = {
@@ -199,10 +205,6 @@ async def _tell_sds(session: Session, sds_id: int, told: State, state: State) ->
             ],
         }
         await session.call("map.changed", params, timeout=RPC_TIMEOUT_SECONDS)
-
-
-def _concerns(sds_id: int, volume_id: int, told: State, state: State) -> bool:
-    return told.volumes[volume_id].uses(sds_id) or state.volumes[volume_id].uses(sds_id)
 
 
 async def _tell_sdc(session: Session, sdc_id: int, told: State, state: State) -> None:

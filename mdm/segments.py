@@ -14,14 +14,17 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import NamedTuple
 
 from mdm.model import Holders
 from pfvol.constants import SEGMENT_CHUNKS, SEGMENT_ENTRY_FORMAT
 
 ENTRY = struct.Struct(SEGMENT_ENTRY_FORMAT)
+EPOCH_FIRST = 1
 _WORDS = 3  # an entry is that many words of 32 bits: epoch, primary and secondary, learner and left
 _LOW = 0xFFFF
+_EPOCH_FIRST = struct.pack("<I", EPOCH_FIRST)
 
 
 class Roles(NamedTuple):
@@ -163,15 +166,25 @@ def edit(segments: Sequence[bytes], chunks: Iterable[int], change: Callable[[int
 
 
 def differences(old: Mapping[int, tuple[bytes, ...]], new: Mapping[int, tuple[bytes, ...]]) -> list[tuple[int, int]]:
-    """(volume, segment) of those segments that are in both and are not the same. What a command did not touch is the
-    same object in both, so most of it is not looked at."""
+    """(volume, segment) of those segments of ``new`` in which an entry has changed since ``old``, also one that was
+    placed since. What no command has touched is the same object in both, so most of it is not looked at."""
     found = []
     for volume_id, segments in new.items():
         before = old.get(volume_id, ())
         if before is not segments:
-            pairs = zip(before, segments, strict=False)
-            found += [(volume_id, index) for index, (was, is_) in enumerate(pairs) if was is not is_ and was != is_]
+            pairs = zip_longest(before[: len(segments)], segments, fillvalue=b"")
+            found += [
+                (volume_id, index)
+                for index, (was, is_) in enumerate(pairs)
+                if was is not is_ and (was != is_[: len(was)] or not _is_new(is_[len(was) :]))
+            ]
     return found
+
+
+def _is_new(entries: bytes) -> bool:
+    """Whether no entry has changed since it was placed."""
+    count = len(entries) // ENTRY.size
+    return all(entries[at :: ENTRY.size] == _EPOCH_FIRST[at : at + 1] * count for at in range(len(_EPOCH_FIRST)))
 
 
 def _words(entries: bytes) -> tuple[int, ...]:

@@ -95,10 +95,12 @@ def test_counting() -> None:
     assert count_holders([segment, segment]) == {(1, 2, 0): 4, (2, 0, 1): 2}
 
 
-def test_differences_are_those_of_segments_that_were_there_before() -> None:
-    one, two = b"a" * 12, b"b" * 12
-    assert differences({1: (one, one), 2: (one,)}, {1: (one, two, two), 3: (one,)}) == [(1, 1)]
-    assert differences({1: (one,)}, {1: (bytes(one),)}) == []
+def test_differences_are_entries_that_changed_and_not_those_that_were_added() -> None:
+    new, changed = packed([(1, Roles(1, 2, 0, 0))]), packed([(2, Roles(1, 0, 2, 2))])
+    assert differences({1: (new, new), 2: (new,)}, {1: (new, changed, new), 3: (new,)}) == [(1, 1)]
+    assert differences({1: (new,)}, {1: (new + new, new)}) == [], "extended"
+    assert differences({1: (new,)}, {1: (new + changed, changed), 2: (changed,)}) == [(1, 0), (1, 1), (2, 0)]
+    assert differences({1: (new,)}, {1: (bytes(bytearray(new)),)}) == []
 
 
 @pytest.mark.parametrize("exceptions", [0, 5000])
