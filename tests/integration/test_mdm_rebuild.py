@@ -14,7 +14,7 @@ import pytest
 
 from pfvol.constants import SEGMENT_CHUNKS, SEGMENT_ENTRY_FORMAT
 from pfvol.errors import CapacityError, NotFoundError
-from tests.support.mdmdaemon import FakeSds, Mdm, Nodes, cluster, running_mdm
+from tests.support.mdmdaemon import FakeSds, Mdm, Nodes, cluster, nodes, running_mdm
 from tests.support.waiting import poll_until_async
 
 CHUNK = 4 * 1024**2
@@ -102,13 +102,13 @@ class Learning:
 @asynccontextmanager
 async def learning(path: Path, *, sds: int = 3, **pool: Any) -> AsyncIterator[tuple[Learning, Nodes]]:
     """A thick volume of 100 chunks on SDSs of 1024 slots."""
-    async with cluster(path, sds=sds) as (mdm, nodes, servers):
+    async with cluster(path, sds=sds) as (mdm, made, servers):
         world = Learning(mdm, servers)
         for server in servers:
             world.listen(server)
         await mdm.client.patch("/pool/pool", **({"rebuild_delay_seconds": 0} | pool))
         await mdm.client.post("/vol/create", pool_id="pool", name="vol", size_bytes=100 * CHUNK, provisioning="thick")
-        yield world, nodes
+        yield world, made
 
 
 async def events_of(mdm: Mdm, prefix: str = "REBUILD_") -> list[str]:
@@ -190,7 +190,7 @@ async def test_the_limit_is_shared_and_changes_while_it_runs(tmp_path: Path) -> 
 
 async def test_cancelled_until_it_is_started_also_over_a_restart(tmp_path: Path) -> None:
     """Goal: a cancelled pool copies nothing, whatever happens to the MDM, and goes on when it is started."""
-    async with learning(tmp_path, rebuild_delay_seconds=3600) as (world, nodes):
+    async with learning(tmp_path, rebuild_delay_seconds=3600) as (world, _):
         await world.lose(world.sds[0])
         status = await world.mdm.client.post("/rebuild/cancel/pool")
         assert status["state"] == "CANCELLED"
@@ -199,33 +199,32 @@ async def test_cancelled_until_it_is_started_also_over_a_restart(tmp_path: Path)
         await world.until(lambda status: status["reason"] == "it was cancelled: start it again")
         health = await world.mdm.client.get("/pool/pool/health")
         assert any("CANCELLED" in reason for reason in health["reasons"]), health
-        world.mdm.stop()
-        async with running_mdm(tmp_path) as mdm:
-            assert (await mdm.client.get("/rebuild/status/pool"))["state"] == "CANCELLED"
-            world.mdm = mdm
-            world.sds = [world.sds[0], *[await again(nodes, mdm, sds) for sds in world.sds[1:]]]
-            for sds in world.sds[1:]:
-                world.listen(sds)
-            await mdm.client.post("/rebuild/start/pool")
-            await world.until_state("COMPLETED")
+    async with running_mdm(tmp_path) as mdm, nodes() as made:
+        assert (await mdm.client.get("/rebuild/status/pool"))["state"] == "CANCELLED"
+        world.mdm = mdm
+        world.sds[1:] = [await again(made, mdm, sds) for sds in world.sds[1:]]
+        for sds in world.sds[1:]:
+            world.listen(sds)
+        await mdm.client.post("/rebuild/start/pool")
+        await world.until_state("COMPLETED")
 
 
-async def again(nodes: Nodes, mdm: Mdm, sds: FakeSds) -> FakeSds:
+async def again(made: Nodes, mdm: Mdm, sds: FakeSds) -> FakeSds:
     """The same SDS, connected to an MDM that was started again."""
-    back = await nodes.sds(mdm, sds.name, devices=sds.devices, sds_id=sds.sds_id, incarnation=sds.incarnation)
+    back = await made.sds(mdm, sds.name, devices=sds.devices, sds_id=sds.sds_id, incarnation=sds.incarnation)
     await back.register()
     return back
 
 
 async def test_a_rebuild_without_a_place_stalls_and_goes_on_when_there_is_one(tmp_path: Path) -> None:
     """Goal: STALLED says why; a new SDS ends it, without anybody asking."""
-    async with learning(tmp_path, sds=2) as (world, nodes):
+    async with learning(tmp_path, sds=2) as (world, made):
         await world.lose(world.sds[1])
         status = (await world.until_state("STALLED"))[-1]
         assert status["reason"] == "there is no other SDS that is UP"
         assert "REBUILD_STALLED" in await events_of(world.mdm)
         await world.mdm.client.post("/sds/add", pd_id="pd", name="s9", capacity="4GiB")
-        more = await nodes.sds(world.mdm, "s9")
+        more = await made.sds(world.mdm, "s9")
         world.sds.append(more)
         world.listen(more)
         await more.serve()
@@ -265,9 +264,9 @@ async def test_an_sds_that_has_no_room_to_go_to_is_refused(tmp_path: Path) -> No
 
 async def test_an_added_sds_gets_its_share(tmp_path: Path) -> None:
     """Goal: copies are moved to a new SDS until all have as many; no chunk is degraded by it."""
-    async with learning(tmp_path, sds=3) as (world, nodes):
+    async with learning(tmp_path, sds=3) as (world, made):
         await world.mdm.client.post("/sds/add", pd_id="pd", name="s4", capacity="4GiB")
-        more = await nodes.sds(world.mdm, "s4")
+        more = await made.sds(world.mdm, "s4")
         world.sds.append(more)
         world.listen(more)
         await more.serve()
