@@ -166,10 +166,11 @@ def domain_of(
     reports: Mapping[int, Mapping[int, Sequence[int]]],
     *,
     away: Mapping[int, frozenset[int]],
+    failed: Mapping[int, frozenset[int]] | None = None,
     evening: bool = False,
 ) -> Domain:
     """The protection domain in ``state``. ``reports``: per SDS and volume (chunks, blocks, chunks that it leads, ...)
-    that hold data, as last told."""
+    that hold data, as last told; ``failed``: per SDS the devices that take nothing any more."""
     domain = state.sds_of(pd_id)
     pool_ids = {pool.pool_id for pool in state.pools_of(pd_id)}
     up = {sds.sds_id for sds in domain if sds.state is not SdsState.DOWN}
@@ -186,12 +187,17 @@ def domain_of(
                 placed.update(dict.fromkeys(entry.all, count))
             for sds_id, figures in held.items():
                 taken[sds_id] += max(ceil(full * placed[sds_id]), 0 if volume.thick else figures[0])
+    lost = failed or {}
+    slots = {
+        sds.sds_id: sum(item.slots for item in sds.devices if item.index not in lost.get(sds.sds_id, ()))
+        for sds in domain
+    }
     servers = {
         sds.sds_id: Server(
             sds_id=sds.sds_id,
             fault_set_id=sds.fault_set_id,
-            slots=sds.slots,
-            room=max(0, sds.slots - taken[sds.sds_id]),
+            slots=slots[sds.sds_id],
+            room=max(0, slots[sds.sds_id] - taken[sds.sds_id]),
             copies=sds.copies,
             up=sds.sds_id in up,
             removing=sds.removing,
@@ -276,6 +282,10 @@ class _Planner:
         evening = False
         if not self.wishes and not any(work.degraded or work.lost for work in self.work.values()):
             evening = self._even_out()
+        for wish in self.settled:
+            count = sum(wish.quotas.values())
+            self.work[wish.volume.pool_id].wanted += count
+            self.work[wish.volume.pool_id].left += count * wish.volume.full
         for wish in self.strays:
             wish.quotas = {0: wish.count}
         choices = _pick([*chosen, *self.strays], self._budgets(), maps)

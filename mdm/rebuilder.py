@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -38,6 +38,14 @@ RATE_CHANGE_PERCENT = 10  # smaller changes of an SDS's share are not told
 _log = get_logger(__name__)
 
 
+class _Told(NamedTuple):
+    """What an SDS knows of rates; ``limits`` are those of the whole pools, in MB/s."""
+
+    session: Session
+    limits: dict[int, int]
+    rates: Rates
+
+
 class Rebuilder:
     """See the module. ``run`` belongs into the daemon's nursery."""
 
@@ -54,7 +62,7 @@ class Rebuilder:
         self._progress: dict[int, Progress] = {}
         self._copied: dict[int, int] = {}
         """``resync_bytes`` of each SDS as last seen."""
-        self._told: dict[int, tuple[Session, Rates]] = {}
+        self._told: dict[int, _Told] = {}
         self._telling: set[int] = set()
         self._reserved: dict[int, int] = {}
 
@@ -90,8 +98,12 @@ class Rebuilder:
         state = self._seen = self._manager.state
         reports = {sds_id: stats.get("volumes", {}) for sds_id, stats in self._membership.sds_stats.items()}
         away = {pool_id: frozenset() if grace else self._away(state, pool) for pool_id, pool in state.pools.items()}
+        failed = {
+            sds_id: frozenset(index for index, _ in runtime.failed_devices)
+            for sds_id, runtime in self._membership.sds.items()
+        }
         plans = await trio.to_thread.run_sync(
-            partial(_plans, state, reports, away, dict(self._evening)), limiter=self._threads
+            partial(_plans, state, reports, away, failed, dict(self._evening)), limiter=self._threads
         )
         self._work = {pool_id: work for planned in plans.values() for pool_id, work in planned.work.items()}
         for pd_id, planned in plans.items():
@@ -173,17 +185,18 @@ class Rebuilder:
             if sds_id not in state.sds or not runtime.serving or sds_id in self._telling:
                 continue
             rates = rates_of(state, leads, sds_id)
-            session, told = self._told.get(sds_id, (None, {}))
-            if session is not runtime.session or _differ(told, rates):
+            limits = {pool_id: state.pools[pool_id].rebuild_rate_limit_mbps for pool_id in rates}
+            new, told = _Told(runtime.session, limits, rates), self._told.get(sds_id)
+            if told is None or told[:2] != new[:2] or _differ(told.rates, rates):
                 self._telling.add(sds_id)
-                nursery.start_soon(self._tell, sds_id, runtime.session, rates)
+                nursery.start_soon(self._tell, sds_id, new)
 
-    async def _tell(self, sds_id: int, session: Session, rates: Rates) -> None:
+    async def _tell(self, sds_id: int, told: _Told) -> None:
         try:
-            await session.call("resync", {"pools": rates}, timeout=RPC_TIMEOUT_SECONDS)
-            self._told[sds_id] = (session, rates)
+            await told.session.call("resync", {"pools": told.rates}, timeout=RPC_TIMEOUT_SECONDS)
+            self._told[sds_id] = told
         except Error as error:  # It is told again.
-            _log.info("a rebuild rate was not confirmed", peer=str(session.peer), reason=error.message)
+            _log.info("a rebuild rate was not confirmed", peer=str(told.session.peer), reason=error.message)
         finally:
             self._telling.discard(sds_id)
 
@@ -197,13 +210,18 @@ class Rebuilder:
 
 
 def _plans(
-    state: State, reports: Mapping[int, Any], away: Mapping[int, frozenset[int]], evening: Mapping[int, bool]
+    state: State,
+    reports: Mapping[int, Any],
+    away: Mapping[int, frozenset[int]],
+    failed: Mapping[int, frozenset[int]],
+    evening: Mapping[int, bool],
 ) -> dict[int, Plan]:
     """In a worker thread."""
-    return {
-        pd_id: plan(domain_of(state, pd_id, reports, away=away, evening=evening.get(pd_id, False)), state.maps)
-        for pd_id in state.pds
-    }
+    plans = {}
+    for pd_id in state.pds:
+        domain = domain_of(state, pd_id, reports, away=away, failed=failed, evening=evening.get(pd_id, False))
+        plans[pd_id] = plan(domain, state.maps)
+    return plans
 
 
 def _promised_more(then: State, now: State) -> bool:
@@ -211,9 +229,7 @@ def _promised_more(then: State, now: State) -> bool:
 
 
 def _differ(told: Rates, rates: Rates) -> bool:
-    """Whether an SDS has to be told: at once of a pool that begins or ends, of others when it makes a difference."""
-    if told.keys() != rates.keys():
-        return True
+    """Whether shares of the same pools have to be told: one that begins or ends at once, others when it matters."""
     return any(
         bool(rate) is not bool(told[pool_id]) or abs(rate - told[pool_id]) * 100 > told[pool_id] * RATE_CHANGE_PERCENT
         for pool_id, rate in rates.items()
