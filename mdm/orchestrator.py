@@ -64,6 +64,7 @@ class Orchestrator:
         self.pushes = Pushes(manager)
         self.watchers: list[Callable[[], None]] = []
         """Called after each command that was carried out."""
+        self._nursery: trio.Nursery | None = None
         self._wake = trio.Event()
         self._purge_asked: dict[tuple[int, int], float] = {}
         self._reserving = trio.Lock()
@@ -188,6 +189,8 @@ class Orchestrator:
     async def _after_join(self, _: Any, outcome: Outcome) -> None:
         """Who was replaced first: the sooner it knows, the shorter the others wait for its lease."""
         self.pushes.publish({goes for *_, goes in outcome.result.moved})
+        if outcome.result.moved and self._nursery is not None:
+            self._nursery.start_soon(self._reserve)
 
     # -- what others are told
 
@@ -267,6 +270,7 @@ class Orchestrator:
         grace_until = trio.current_time() + SDS_DOWN_AFTER_SECONDS
         task_status.started()
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             self.pushes.start(nursery)
             while True:
                 self._wake = trio.Event()
@@ -405,6 +409,7 @@ def volume_info(state: State, volume_id: int) -> dict[str, Any]:
         raise NotFoundError(f"no volume number {volume_id}")
     return {
         "size_bytes": volume.size_bytes,
+        "pool_id": volume.pool_id,
         "thick": volume.thick,
         "commit": state.pools[volume.pool_id].durability == "commit",
         "mappings": [[mapping.sdc_id, mapping.mapping_id, mapping.read_only] for mapping in volume.mappings],
