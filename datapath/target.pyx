@@ -497,6 +497,7 @@ cdef class Target:
 
     def _main(self):
         self.e.now_ns = now()
+        self.e.turned_ns = self.e.now_ns
         self.e.alone_ns = self.e.now_ns + LEASE_NS
         with nogil:
             run(self.e)

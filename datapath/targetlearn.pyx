@@ -8,7 +8,7 @@ learning that asked for it; what is copied stays within the rate of its pool, a 
 """
 
 from libc.errno cimport EIO, errno
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint16_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 from posix.uio cimport RWF_NOWAIT, iovec, preadv2
@@ -349,7 +349,7 @@ cdef bint enter(Engine* e, Peer* p, Learning* g, LearnRate* r) noexcept nogil:
         g.left -= count
         rate_spend(&r.limit, <uint64_t>count << BLOCK_SHIFT)
     op.kind = KIND_COPY
-    op.learner_id = p.sds_id
+    op.learner_id = <uint16_t>p.sds_id
     op.h.request_id = g.serial | LEARN_REQUEST
     op.started_ns = e.now_ns
     g.steps += 1

@@ -24,6 +24,7 @@ cdef enum:
     PING_NS = 300000000
     SILENT_NS = 1000000000           # without a lease for so long: it is in trouble
     SILENT_AGAIN_NS = 500000000
+    AWAY_NS = 400000000
 
 
 cdef uint64_t now() noexcept nogil:
@@ -135,11 +136,16 @@ cdef void lease_answered(Engine* e, Conn* c, const Header* h) noexcept nogil:
 
 cdef void lease_tick(Engine* e) noexcept nogil:
     cdef Peer* p
+    cdef uint64_t turn_ns = e.now_ns - e.turned_ns
+    e.turned_ns = e.now_ns
+    e.counters.turn_max_ns = max(e.counters.turn_max_ns, turn_ns)
     if e.now_ns < e.next_ping_ns:
         return
     e.next_ping_ns = e.now_ns + PING_NS
     p = e.peer_list
     while p != NULL:
+        if turn_ns > AWAY_NS and p.heard_ns:
+            p.heard_ns = e.now_ns                          # who was away itself blames nobody
         if p.out != NULL:
             ask_lease(e, p)
         if (p.heard_ns and not p.leaving and e.now_ns > p.heard_ns + SILENT_NS

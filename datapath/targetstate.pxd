@@ -1,6 +1,6 @@
 # The SDS engine's structures. One shard's thread owns all of it; pool threads touch only the Job they run and its
 # buffers.
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from datapath.device cimport Device
 from datapath.connection cimport Buf, Conn, Pool
 from datapath.histogram cimport Histogram
@@ -175,11 +175,11 @@ cdef struct Op:
     uint32_t* checks
     Tag* push_tags
     Chunk* chunk
-    uint32_t remote_id               # who has to confirm it (PENDING_REMOTE)
-    uint32_t learner_id              # the same (PENDING_LEARNER, KIND_COPY)
     uint32_t first                   # blocks
     uint32_t count
     uint64_t seq
+    uint16_t remote_id               # who has to confirm it: PENDING_REMOTE
+    uint16_t learner_id              # PENDING_LEARNER, KIND_COPY
     uint64_t started_ns
     int fd
     uint64_t offset
@@ -219,7 +219,7 @@ cdef struct Sync:                    # the agreement of a pair, one chunk at a t
 cdef struct Counters:
     uint64_t read_ops, read_bytes, read_ns, write_ops, write_bytes, write_ns, replicate_ops, replicate_bytes
     uint64_t flush_ops, flush_ns, discard_ops, reads_inline, reads_pooled, checksum_errors, journal_commits, checkpoints
-    uint64_t bad_frames, leases_lapsed
+    uint64_t bad_frames, leases_lapsed, turn_max_ns
     uint64_t resync_bytes, resync_chunks, resync_left
     uint32_t clients, peers, queue_depth
 
@@ -251,6 +251,7 @@ cdef struct Engine:
     Peer* peer_list
     uint64_t map_version             # all map segments known here are at least this new; 0: the MDM has not said yet
     uint64_t next_ping_ns
+    uint64_t turned_ns               # when the loop last came round
     uint64_t alone_ns                # not alone before: we do not know whom we granted what before our start
     bint gated                       # operations wait for a gate to open
     bint strays                      # the map says of something here that it is not ours
