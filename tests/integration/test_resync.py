@@ -55,11 +55,13 @@ class Writers:
         self.blocks = [bytes(BLOCK)] * (CHUNK // BLOCK)
         self.operations = 0
         self._stop = trio.CancelScope()
+        self._running = 0
 
     async def run(self, client: DataClient, lane: int, lanes: int) -> None:
         """In its own part of the chunk, so that what is there is known."""
         chooser = random.Random(lane)
         size = CHUNK // BLOCK // lanes
+        self._running += 1
         while not self._stop.cancel_called:
             first = lane * size + chooser.randrange(size)
             count = min(chooser.choice([1, 1, 2, 16]), (lane + 1) * size - first)
@@ -73,6 +75,10 @@ class Writers:
             self.blocks[first : first + count] = [data[at : at + BLOCK] for at in range(0, len(data), BLOCK)]
             assert await self.engines.read(client, VOLUME, *place, count * BLOCK) == data
             self.operations += 1
+        self._running -= 1
+
+    async def over(self) -> None:
+        await poll_until_async(lambda: self._running == 0, what="the last writes")
 
     def stop(self) -> None:
         self._stop.cancel()
@@ -285,6 +291,118 @@ async def test_chunks_that_were_never_written_cost_little(tmp_path: Path) -> Non
         assert engines[PRIMARY].target.stats()["resync_bytes"] == 0
         await engines.write(client, VOLUME, b"x" * BLOCK, chunks - 1)
         await engines.equal(VOLUME, chunks - 1, PRIMARY, LEARNER)
+
+
+async def test_who_was_lost_learns_from_who_has_taken_over(tmp_path: Path) -> None:
+    async with running_engines(tmp_path, 2) as engines:
+        engines.place(VOLUME, [(PRIMARY, LEARNER, 0)])
+        client = await engines[PRIMARY].client(VOLUME, OWNER)
+        data = bytearray(await filled(engines, client, 0))
+        await engines.stop(PRIMARY)
+        engines.change(VOLUME, 0, LEARNER, 0, PRIMARY, left=PRIMARY)
+        other = await engines[LEARNER].client(VOLUME, OWNER)
+        for offset in range(0, CHUNK, MIB):
+            data[offset : offset + 3 * BLOCK] = os.urandom(3 * BLOCK)
+            await engines.write(other, VOLUME, bytes(data[offset : offset + 3 * BLOCK]), 0, offset)
+        engines.start(PRIMARY)
+        await learned(engines, 1, LEARNER)
+        assert engines[LEARNER].target.stats()["resync_bytes"] == 4 * 3 * BLOCK
+        engines.change(VOLUME, 0, LEARNER, PRIMARY)
+        await engines.write(other, VOLUME, bytes(data[:BLOCK]), 0, 0)
+        await engines.equal(VOLUME, 0, PRIMARY, LEARNER)
+        back = await engines[PRIMARY].client(VOLUME, OWNER)
+        assert await content(engines, back, 0) == data
+
+
+class PlayedMdm:
+    """Lets learners join that SDS 1 has taught, in place of a secondary too; gives those up that it has lost."""
+
+    def __init__(self, engines: Engines) -> None:
+        self.engines = engines
+        self.joined = self.given_up = 0
+
+    async def run(self) -> None:
+        said, seen = self.engines[PRIMARY].said, 0
+        while True:
+            for event in said[seen:]:
+                if event[0] == "learned":
+                    self._join(event[1], event[2])
+                elif event[0] == "learner_lost":
+                    self._give_up(event[1], event[2])
+            seen = len(said)
+            await trio.sleep(0.01)
+
+    def _join(self, learner: int, chunks: list[tuple[int, int, int]]) -> None:
+        for volume_id, chunk, epoch in chunks:
+            known, primary, secondary, current, _ = self.engines.volumes[volume_id][chunk]
+            if (known, current) == (epoch, learner):
+                self.joined += 1
+                self.engines.change(volume_id, chunk, primary, learner, 0, left=secondary)
+
+    def _give_up(self, learner: int, chunks: list[tuple[int, int]]) -> None:
+        for volume_id, chunk in chunks:
+            _, primary, secondary, current, left = self.engines.volumes[volume_id][chunk]
+            if current == learner:
+                self.given_up += 1
+                self.engines.change(volume_id, chunk, primary, secondary, learner, left)
+
+
+async def come_and_go(engines: Engines, chooser: random.Random, chunks: int, seconds: float) -> None:
+    """Members and learners of SDS 1 are killed and cut off at any moment; now and then a chunk is to move."""
+    until = trio.current_time() + seconds
+    while trio.current_time() < until:
+        victim = chooser.choice([LEARNER, THIRD])
+        await trio.sleep(chooser.uniform(0, 1))
+        killed = chooser.random() < 0.5
+        if killed:
+            await engines.stop(victim)
+        else:
+            engines.cut(PRIMARY, victim)
+        await engines.leave_out(victim, PRIMARY)
+        await trio.sleep(chooser.uniform(0, 0.5))
+        if killed:
+            engines.start(victim)
+        else:
+            engines.connect(PRIMARY, victim)
+        for chunk in range(chunks):
+            _, primary, secondary, learner, left = engines.volumes[VOLUME][chunk]
+            other = LEARNER + THIRD - (secondary or learner)
+            if secondary and not learner and not left and chooser.random() < 0.7:
+                engines.change(VOLUME, chunk, primary, secondary, other)
+
+
+async def test_whoever_comes_and_goes_the_pair_is_the_same_in_the_end(tmp_path: Path) -> None:
+    chunks, seed = 3, int.from_bytes(os.urandom(4), "little")
+    print("seed", seed)
+    async with running_engines(tmp_path, 3) as engines, trio.open_nursery() as nursery:
+        engines.place(VOLUME, [(PRIMARY, LEARNER, 0)] * chunks)
+        mdm = PlayedMdm(engines)
+        nursery.start_soon(mdm.run)
+        all_writers = [Writers(engines, chunk) for chunk in range(chunks)]
+        for at, writers in enumerate(all_writers):
+            for lane in range(2):
+                client = await engines[PRIMARY].client(VOLUME, OWNER + 10 * at + lane)
+                nursery.start_soon(writers.run, client, lane, 2)
+        await come_and_go(engines, random.Random(seed), chunks, 12)
+
+        def settled() -> bool:
+            return all(entry[2] and not entry[3] for entry in engines.volumes[VOLUME])
+
+        await poll_until_async(settled, what="pairs")
+        done = [writers.operations for writers in all_writers]
+        await poll_until_async(
+            lambda: all(writers.operations > before + 20 for writers, before in zip(all_writers, done, strict=True)),
+            what="writes as pairs",
+        )
+        for writers in all_writers:
+            writers.stop()
+        for chunk, writers in enumerate(all_writers):
+            await writers.over()
+            await engines.equal(VOLUME, chunk, PRIMARY, engines.volumes[VOLUME][chunk][2])
+            client = await engines[PRIMARY].client(VOLUME, OWNER)
+            assert await content(engines, client, chunk) == b"".join(writers.blocks)
+        assert mdm.joined > 5
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_third_learns_from_a_pair_that_goes_on(tmp_path: Path) -> None:

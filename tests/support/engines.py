@@ -163,19 +163,18 @@ class Engines:
         for sds_id in self._scopes:
             self._tell(self.engines[sds_id], volume_id)
 
-    def change(self, volume_id: int, chunk: int, primary: int, secondary: int = 0, learner: int = 0) -> int:
-        """A new entry, known to all that run; its epoch."""
-        return self.change_all(volume_id, {chunk: (primary, secondary, learner)})
+    def change(
+        self, volume_id: int, chunk: int, primary: int, secondary: int = 0, learner: int = 0, left: int = 0
+    ) -> None:
+        """A new entry, known to all that run."""
+        self.change_all(volume_id, {chunk: (primary, secondary, learner)}, left)
 
-    def change_all(self, volume_id: int, changes: dict[int, tuple[int, int, int]]) -> int:
-        entries = self.volumes[volume_id]
-        epoch = max(entry[0] for entry in entries) + 1
+    def change_all(self, volume_id: int, changes: dict[int, tuple[int, int, int]], left: int = 0) -> None:
         for chunk, entry in changes.items():
-            entries[chunk] = (epoch, *entry, 0)
+            self.volumes[volume_id][chunk] = (self.epoch(volume_id, chunk) + 1, *entry, left)
         self.version += 1
         for sds_id in self._scopes:
             self._tell(self.engines[sds_id], volume_id)
-        return epoch
 
     def epoch(self, volume_id: int, chunk: int) -> int:
         return self.volumes[volume_id][chunk][0]
@@ -188,6 +187,19 @@ class Engines:
             packed = b"".join(struct.pack(SEGMENT_ENTRY_FORMAT, *e) for e in entries[first : first + SEGMENT_CHUNKS])
             engine.target.set_segment(volume_id, first // SEGMENT_CHUNKS, packed, self.version)
         engine.target.set_map_version(self.version)
+
+    async def leave_out(self, sds_id: int, by: int) -> None:
+        """``by`` has lost the other: what the two of them and the MDM do about the chunks that ``by`` leads."""
+        engine = self.engines[by]
+        asked = len(engine.told("leaving"))
+        engine.target.leave(sds_id)
+        *_, doubtful = (await engine.hears("leaving", asked + 1))[-1]
+        assert doubtful == []
+        for volume_id, entries in self.volumes.items():
+            out = {chunk: (by, 0, sds_id) for chunk, entry in enumerate(entries) if entry[1:3] == (by, sds_id)}
+            if out:
+                self.change_all(volume_id, out, left=sds_id)
+        engine.target.stay(sds_id)
 
     # -- what a client does that asks again until it is answered
 
