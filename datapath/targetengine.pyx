@@ -12,13 +12,13 @@ from libc.string cimport memcpy, memset
 from posix.unistd cimport pread
 from datapath.device cimport device_offset
 from datapath.checksum cimport block_seed, check_range, crc32c
-from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_intent, chunk_tags,
-                                  chunk_trim, chunk_write)
+from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_intent, chunk_put,
+                                  chunk_tags, chunk_trim, chunk_write)
 from datapath.connection cimport buf_get, buf_put, conn_append, conn_append_ref, conn_flush
 from datapath.histogram cimport hist_record
 from datapath.ondisk cimport SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, TAG_HOLE, Tag
 from datapath.ring cimport Message, ring_push
-from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer
+from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer, tag_set
 from datapath.targetdurability cimport checkpoint_start, commit_start, device_failed, sync_wait, writeback_note
 from datapath.targetframes cimport grant_status, look_answer
 from datapath.targetlearn cimport copy_start, learn_stop
@@ -26,7 +26,7 @@ from datapath.targetmembers cimport entry_of, members_ready
 from datapath.targetpair cimport peer_ready, unsync
 from datapath.targetread cimport read_start
 from datapath.targetstate cimport *
-from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
+from datapath.volumemap cimport MapEntry, MapVolume, map_volume_find
 from datapath.wire cimport *
 
 cdef enum:
@@ -243,7 +243,7 @@ cdef uint32_t still_status(Engine* e, Op* op) noexcept nogil:
     if c == NULL:
         return ST_NOT_AUTHORIZED
     entry = entry_of(e, op.chunk.volume_id, op.chunk.index)
-    if op.kind >= KIND_REPLICATE:                          # of who led before us: what we have compared since has not got it
+    if op.kind >= KIND_REPLICATE:                          # of who led before us: what was compared since lacks it
         return ST_NOT_MEMBER if entry != NULL and entry.primary == e.sds_id else ST_OK
     if grant_status(e, c, op.h.volume_id, write) != ST_OK:
         return ST_NOT_AUTHORIZED
@@ -372,8 +372,8 @@ cdef bint prepare_write(Engine* e, Op* op) noexcept nogil:
 
 
 cdef bint replicate(Engine* e, Op* op) noexcept nogil:
-    """Sends the write to the other copy; False when there is none. The pair's session was seen ready; if it is gone, the
-    chunk is marked, and the agreement or a new map settles the operation."""
+    """Sends the write to the other copy; False when there is none. The pair's session was seen ready; if it is gone,
+    the chunk is marked, and the agreement or a new map settles the operation."""
     cdef const MapEntry* entry = entry_of(e, op.chunk.volume_id, op.chunk.index)
     if entry.secondary:
         op.pending |= PENDING_REMOTE
@@ -429,34 +429,42 @@ cdef bint volume_commit(Engine* e, uint64_t volume_id) noexcept nogil:
     return v != NULL and v.user != NULL and (<TargetVolume*>v.user).commit
 
 
-cdef inline bint block_wanted(Op* op, const Tag* mine, uint32_t epoch, uint64_t seq) noexcept nogil:
-    return tag_newer(epoch, seq, mine) or tag_is_unknown(mine) or (op.h.flags & FLAG_RESYNC) != 0
+cdef inline void named(const Op* op, uint32_t i, Tag* name) noexcept nogil:
+    """What a primary's block `i` is to be called, as a tag."""
+    cdef uint32_t epoch = op.push_tags[i].epoch if op.kind == KIND_PUSH else op.h.epoch
+    cdef uint64_t seq = op.push_tags[i].seq if op.kind == KIND_PUSH else op.h.seq
+    if op.kind == KIND_REPLICATE_DISCARD:
+        seq |= TAG_HOLE
+    tag_set(name, 0 if seq & TAG_HOLE else op.checks[i], epoch, seq & (SEQ_MASK | TAG_HOLE))
 
 
 cdef int apply_tagged(Engine* e, Op* op) noexcept nogil:
     """A primary's blocks: each is applied only if it is newer than what is here, or what is here cannot be trusted.
-    Blocks of one name go together."""
+    Those that stand together are written together; holes only of one name."""
     cdef Tag* mine = chunk_tags(e, op.chunk) + op.first
+    cdef Tag names[1024]
     cdef uint32_t i = 0, count
-    cdef uint32_t epoch = op.h.epoch
-    cdef uint64_t seq = op.h.seq
     cdef int error = 0
+    cdef bint resync = (op.h.flags & FLAG_RESYNC) != 0
     while i < op.count and error == 0:
-        if op.kind == KIND_PUSH:
-            epoch = op.push_tags[i].epoch
-            seq = op.push_tags[i].seq
         count = 0
-        while (i + count < op.count and block_wanted(op, mine + i + count, epoch, seq)
-               and (op.kind != KIND_PUSH or (op.push_tags[i + count].epoch == epoch
-                                             and op.push_tags[i + count].seq == seq))):
+        while i + count < op.count:
+            named(op, i + count, &names[count])
+            if not (resync or tag_is_unknown(mine + i + count)
+                    or tag_newer(names[count].epoch, names[count].seq, mine + i + count)):
+                break
+            if count and tag_is_hole(&names[0]) != tag_is_hole(&names[count]):
+                break
+            if count and tag_is_hole(&names[0]) and (names[0].epoch != names[count].epoch
+                                                     or names[0].seq != names[count].seq):
+                break
             count += 1
         if count == 0:
             i += 1
-        elif op.kind == KIND_REPLICATE_DISCARD or seq & TAG_HOLE:
-            error = chunk_discard(e, op.chunk, op.first + i, count, epoch, seq & SEQ_MASK)
+        elif tag_is_hole(&names[0]):
+            error = chunk_discard(e, op.chunk, op.first + i, count, names[0].epoch, names[0].seq & SEQ_MASK)
         else:
-            error = chunk_write(e, op.chunk, op.first + i, count, op.data + (<size_t>i << BLOCK_SHIFT), op.checks + i,
-                                epoch, seq & SEQ_MASK)
+            error = chunk_put(e, op.chunk, op.first + i, count, op.data + (<size_t>i << BLOCK_SHIFT), names)
         i += count
     return error
 

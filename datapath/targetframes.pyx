@@ -320,7 +320,7 @@ cdef uint32_t place_status(Engine* e, Conn* c, Header* h) noexcept nogil:
     cdef const MapEntry* entry = map_lookup(v, h.chunk_index) if v != NULL else NULL
     if v != NULL and v.user != NULL and (<TargetVolume*>v.user).dropped:
         return ST_NO_VOLUME
-    if entry == NULL or ((h.opcode == OP_REPLICATE or h.opcode == OP_REPLICATE_DISCARD) and h.epoch > entry.epoch):
+    if entry == NULL or h.epoch > entry.epoch:
         map_miss(e, h.volume_id, h.chunk_index >> 10)
     if entry == NULL:
         return ST_NOT_READY

@@ -21,8 +21,8 @@ from datapath.iopool cimport Job, iopool_submit
 from datapath.ondisk cimport SEQ_COUNTER_BITS, SLOT_NONE, TAG_HOLE, Tag
 from datapath.ratelimit cimport rate_set, rate_spend, rate_wait_ns
 from datapath.tags cimport tag_check, tag_is_unknown
-from datapath.targetengine cimport (EV_LEARNED, EV_LEARNER_LOST, EV_REPAIR, emit, op_enter, op_finish, op_new, op_settle,
-                                    send_head, send_ref)
+from datapath.targetengine cimport (EV_LEARNED, EV_LEARNER_LOST, EV_REPAIR, emit, op_enter, op_finish, op_new,
+                                    op_settle, send_head, send_ref)
 from datapath.targetmembers cimport entry_of, members_ready
 from datapath.targetpair cimport peer_ready, push_head
 from datapath.targetstate cimport *
@@ -75,29 +75,23 @@ cdef void learn_rate(Engine* e, uint32_t pool_id, uint64_t bytes_per_second) noe
 
 # --------------------------------------------------------------------------------------------- chunks that are to learn
 
-cdef bint learns(Engine* e, MapVolume* v, uint32_t index, const MapEntry* entry) noexcept nogil:
-    """Looks at an entry that names a learner of ours. Whether the chunk may begin now."""
-    cdef Peer* p = e.peers[entry.learner]
-    cdef Learner* l
-    cdef Chunk* chunk
+cdef bint learns(Engine* e, const Learner* learner, MapVolume* v, uint32_t index, const MapEntry* entry) noexcept nogil:
+    """Looks at an entry that names a learner of ours, which is here. Whether the chunk may begin now."""
+    cdef Chunk* chunk = chunk_find(e, v.volume_id, index)
     cdef Op* op
-    if p == NULL or not peer_ready(p.out):
-        return False
-    chunk = chunk_find(e, v.volume_id, index)
     if chunk != NULL and chunk.learn >= LEARN_WHOLE:
         return False
     e.learn_left += 1
-    l = p.learner
     if (chunk != NULL and (chunk.learn != LEARN_NOT or chunk.unsynced or chunk.learn_retry_ns > e.now_ns)
-            or l != NULL and l.retry_ns > e.now_ns
+            or learner != NULL and learner.retry_ns > e.now_ns
             or rate_of(e, (<TargetVolume*>v.user).pool_id).bytes_per_second == 0
             or not members_ready(e, entry, v.volume_id, index)):
         return False
     e.learn_single = e.learn_single or entry.secondary == 0
     if entry.secondary and not e.learn_all:
         return False
-    if l != NULL and (l.count == CHUNKS_MAX or l.count + l.whole_count >= LEARNED_MAX or (
-            l.here == HERE_MAX and chunk != NULL and chunk.slot != SLOT_NONE)):
+    if learner != NULL and (learner.count == CHUNKS_MAX or learner.count + learner.whole_count >= LEARNED_MAX or (
+            learner.here == HERE_MAX and chunk != NULL and chunk.slot != SLOT_NONE)):
         return False
     op = NULL if chunk == NULL else chunk.ops
     while op != NULL:
@@ -114,6 +108,7 @@ cdef bint look(Engine* e, int64_t budget) noexcept nogil:
     cdef TargetVolume* tv
     cdef MapEntry* entries
     cdef const MapEntry* entry
+    cdef Peer* p
     while budget > 0:
         budget -= 1
         if e.learn_volume >= e.map.capacity:
@@ -134,15 +129,16 @@ cdef bint look(Engine* e, int64_t budget) noexcept nogil:
             continue
         entry = entries + e.learn_chunk % MAP_SEGMENT_CHUNKS
         if entry.learner and entry.primary == e.sds_id:
-            budget -= LOOK_COST
-            if learns(e, v, e.learn_chunk, entry):
-                begin(e, v, e.learn_chunk, entry)
+            p = e.peers[entry.learner]
+            if p != NULL and peer_ready(p.out):
+                budget -= LOOK_COST
+                if learns(e, p.learner, v, e.learn_chunk, entry):
+                    begin(e, p, v, e.learn_chunk, entry)
         e.learn_chunk += 1
     return False
 
 
-cdef void begin(Engine* e, MapVolume* v, uint32_t index, const MapEntry* entry) noexcept nogil:
-    cdef Peer* p = e.peers[entry.learner]
+cdef void begin(Engine* e, Peer* p, MapVolume* v, uint32_t index, const MapEntry* entry) noexcept nogil:
     cdef Chunk* chunk = chunk_get(e, v.volume_id, index)
     cdef Learning* g = <Learning*>calloc(1, sizeof(Learning))
     cdef Learning** at
@@ -314,13 +310,13 @@ cdef inline bint differs(const Learning* g, uint32_t block) noexcept nogil:
 
 cdef bint step(Engine* e, Peer* p) noexcept nogil:
     """Enters the next operation that copies to this learner. False when there is none now."""
-    cdef Learner* l = p.learner
+    cdef Learner* learner = p.learner
     cdef Learning* g
     cdef LearnRate* r
     cdef uint64_t wait_ns
-    if l == NULL or e.learn_reads or l.steps + l.pushes >= STEPS_MAX or not peer_ready(p.out):
+    if learner == NULL or e.learn_reads or learner.steps + learner.pushes >= STEPS_MAX or not peer_ready(p.out):
         return False                                       # a disk that has to be read is read for one step at a time
-    g = l.first
+    g = learner.first
     while g != NULL:
         if g.left and not g.again:
             r = rate_of(e, g.pool_id)
@@ -476,20 +472,20 @@ cdef void learn_tick(Engine* e) noexcept nogil:
 
 cdef void commit(Engine* e, Peer* p) noexcept nogil:
     """Has the learner sync its disks, when chunks wait for that."""
-    cdef Learner* l = p.learner
+    cdef Learner* learner = p.learner
     cdef Header h
-    if l.syncing_count or l.whole_count == 0 or not peer_ready(p.out) or (
-            l.whole_count < LEARNED_NOW and e.now_ns < l.since_ns + LEARNED_NS):
+    if learner.syncing_count or learner.whole_count == 0 or not peer_ready(p.out) or (
+            learner.whole_count < LEARNED_NOW and e.now_ns < learner.since_ns + LEARNED_NS):
         return
-    memcpy(l.syncing, l.whole, l.whole_count * sizeof(Learned))
-    l.syncing_count = l.whole_count
-    l.whole_count = 0
+    memcpy(learner.syncing, learner.whole, learner.whole_count * sizeof(Learned))
+    learner.syncing_count = learner.whole_count
+    learner.whole_count = 0
     e.learn_room = True
     e.learn_serial += 1
-    l.commit_id = e.learn_serial | LEARN_REQUEST
+    learner.commit_id = e.learn_serial | LEARN_REQUEST
     memset(&h, 0, sizeof(h))
     h.opcode = OP_PING
-    h.request_id = l.commit_id
+    h.request_id = learner.commit_id
     h.flags = FLAG_COMMIT
     h.incarnation = e.incarnation
     send_head(e, p.out, &h)
@@ -498,11 +494,11 @@ cdef void commit(Engine* e, Peer* p) noexcept nogil:
 cdef void committed(Engine* e, Peer* p, uint32_t status) noexcept nogil:
     cdef uint64_t told[3 * LEARNED_MAX]
     cdef uint32_t i, count = 0
-    cdef Learner* l = p.learner
+    cdef Learner* learner = p.learner
     cdef Learned* w
     cdef Chunk* chunk
-    for i in range(l.syncing_count):
-        w = &l.syncing[i]
+    for i in range(learner.syncing_count):
+        w = &learner.syncing[i]
         chunk = chunk_find(e, w.volume_id, w.index)
         if chunk == NULL or chunk.learn != LEARN_WHOLE or chunk.learn_serial != w.serial:
             continue
@@ -514,10 +510,10 @@ cdef void committed(Engine* e, Peer* p, uint32_t status) noexcept nogil:
         told[3 * count + 1] = w.index
         told[3 * count + 2] = w.epoch
         count += 1
-    l.syncing_count = 0
+    learner.syncing_count = 0
     e.counters.resync_chunks += count
     if status != ST_OK:
-        l.retry_ns = e.now_ns + RETRY_NS
+        learner.retry_ns = e.now_ns + RETRY_NS
     if count:
         emit(e, EV_LEARNED, p.sds_id, 0, 0, 0, told, 24 * <uint64_t>count)
 

@@ -7,7 +7,7 @@ map does not name is given back only on the word of a map that is at least as ne
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from datapath.chunkstore cimport chunk_find, chunk_get, chunk_release
+from datapath.chunkstore cimport chunk_find, chunk_forget, chunk_get, chunk_release
 from datapath.ondisk cimport SLOT_NONE
 from datapath.targetengine cimport EV_LEAVING, emit, op_settle
 from datapath.targetlearn cimport learn_forget
@@ -75,6 +75,7 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
     if leads:
         if entry.secondary == 0 and chunk.unsynced and not chunk.doubtful:
             agreed(e, chunk)                               # with nobody but itself
+        chunk_forget(e, chunk)                             # of those that have only learned that there is nothing
         return
     refuse_writes(e, chunk)
     if entry.secondary != e.sds_id:

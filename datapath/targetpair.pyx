@@ -44,6 +44,7 @@ cdef void agreed(Engine* e, Chunk* c) noexcept nogil:
 
 cdef void ask(Engine* e, Conn* c, int opcode, uint64_t volume_id, uint32_t index, uint32_t offset, uint32_t length,
               uint32_t flags) noexcept nogil:
+    cdef const MapEntry* entry = entry_of(e, volume_id, index)
     cdef Header h
     memset(&h, 0, sizeof(h))
     h.opcode = opcode
@@ -53,6 +54,7 @@ cdef void ask(Engine* e, Conn* c, int opcode, uint64_t volume_id, uint32_t index
     h.length = length
     h.flags = flags
     h.incarnation = e.incarnation
+    h.epoch = 0 if entry == NULL else entry.epoch
     send_head(e, c, &h)
 
 

@@ -264,8 +264,8 @@ cdef struct Engine:
     Peer* learn_peer                 # that had its turn last
     bint learn_room                  # a chunk has ended learning: others may begin
     uint32_t learn_reads             # copies that a pool thread reads
-    uint32_t learn_volume            # where the search for chunks that are to learn has got to: place in the map's table,
-    uint32_t learn_chunk             # chunk
+    uint32_t learn_volume            # the search for chunks that are to learn: place in the map's table
+    uint32_t learn_chunk
     uint64_t learn_left              # found so far in this round
     bint learn_single                # of chunks with one copy
     bint learn_all                   # this round takes chunks with two copies too

@@ -27,7 +27,6 @@ from tests.support.waiting import poll_until_async
 CLUSTER = bytes(range(1, 17))
 POOL = 3
 GRANTED_NS = 1 << 62
-ASK_AGAIN_SECONDS = 0.002
 AGAIN = (wire.ST_NOT_READY, wire.ST_STALE_MAP, wire.ST_BUSY)
 
 
@@ -217,16 +216,17 @@ class Engines:
         return reply.payload
 
     async def _asked(self, ask: Any, volume_id: int, chunk: int) -> Reply:
-        with trio.fail_after(15):
-            while True:
-                reply: Reply = await ask(self.epoch(volume_id, chunk))
-                if reply.status not in AGAIN:
-                    assert reply.status == wire.ST_OK, reply.header
-                    return reply
-                await trio.sleep(ASK_AGAIN_SECONDS)
+        async def answer() -> Reply | None:
+            reply: Reply = await ask(self.epoch(volume_id, chunk))
+            return None if reply.status in AGAIN else reply
+
+        reply = await poll_until_async(answer, what=f"an answer for chunk {chunk}")
+        assert reply is not None
+        assert reply.status == wire.ST_OK, reply.header
+        return reply
 
     async def equal(self, volume_id: int, chunk: int, *sds_ids: int) -> list[bytes]:
-        """Asserts that the copies have the same tags, and bytes that match them. The tags, none if nobody has a slot."""
+        """Asserts that the copies have the same tags, and bytes that match them. Returns the tags: none without slot."""
         copies = [await self.engines[sds_id].verify(volume_id, chunk) for sds_id in sds_ids]
         for copy in copies:
             assert not any(copy.bad), "a block does not match its tag"
