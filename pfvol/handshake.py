@@ -55,6 +55,12 @@ class OldSessionError(ConflictError):
     code = "old_session"
 
 
+class NotReadyError(UnreachableError):
+    """The SDS does not take this node at the moment: it is having it left out of its sets."""
+
+    code = "not_ready"
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """Who connected, as proven: role is wire.ROLE_SDC or wire.ROLE_SDS."""
@@ -148,6 +154,7 @@ def _proof(secret: bytes, prefix: bytes, *bodies: bytes) -> bytes:
 _REFUSALS: Final[dict[int, tuple[type[UnauthorizedError | ConflictError | UnreachableError], str]]] = {
     wire.ST_NOT_AUTHORIZED: (UnauthorizedError, "the SDS refused this node: wrong cluster secret, cluster or SDS"),
     wire.ST_OLD_SESSION: (OldSessionError, "a newer session of this node has been admitted"),
+    wire.ST_NOT_READY: (NotReadyError, "the SDS does not take this node at the moment"),
     wire.ST_SHUTTING_DOWN: (UnreachableError, "the SDS is shutting down"),
     wire.ST_BUSY: (UnreachableError, "the SDS serves as many nodes as it can"),
 }

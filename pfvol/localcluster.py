@@ -104,7 +104,7 @@ def up(
 
 
 def down(data_dir: Path) -> Document:
-    """Stops every node, SDSs first; the data stays. ConflictError, naming them, while there are mounts of it."""
+    """Stops every node, the MDM first; the data stays. ConflictError, naming them, while there are mounts of it."""
     with _existing(data_dir) as document:
         mounts = mounts_of(data_dir)
         if mounts:
@@ -485,8 +485,8 @@ def _alive(document: Document, node: Document) -> bool:
 
 
 def _stop(document: Document, nodes: Sequence[Document]) -> None:
-    """SDSs first: they answer what is in flight and checkpoint while the MDM is still there to be told."""
-    for is_sds in (True, False):
+    """The MDM first: with nobody to ask, the SDSs that are left do not have those left out that have gone already."""
+    for is_sds in (False, True):
         group = [node for node in nodes if bool(node["sds"]) is is_sds]
         childprocess.stop([identity for node in group if (identity := _identity(document, node))], STOP_GRACE_SECONDS)
     _forget_processes(document, nodes)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,14 @@ from datapath import wire
 from datapath.initiator import Initiator
 from pfvol import __version__, handshake
 from pfvol.config import format_address
-from pfvol.constants import CHUNK_SIZE_BYTES, HEARTBEAT_SECONDS, INODE_ROOT, RPC_TIMEOUT_SECONDS, SEGMENT_CHUNKS
+from pfvol.constants import (
+    CHUNK_SIZE_BYTES,
+    INODE_ROOT,
+    REPORT_SECONDS,
+    RPC_TIMEOUT_SECONDS,
+    SEGMENT_CHUNKS,
+    SEGMENT_ENTRY_FORMAT,
+)
 from pfvol.errors import (
     ConflictError,
     Error,
@@ -46,11 +54,22 @@ FIGURES_WAIT_SECONDS = 0.25  # how long a stat waits for new figures before it s
 FIGURES_RETRY_SECONDS = 5.0
 RETRY_SECONDS_MIN = 0.02
 RETRY_SECONDS_MAX = 1.0
+SDS_RETRY_SECONDS_MAX = 0.5
+MAP_AGAIN_SECONDS = 0.5  # between two askings for what concerns an SDS that is away
+MAP_AGAIN_SEGMENTS_MAX = 32  # each time; the others the next time
 LOG_AGAIN_SECONDS = 5.0
 REFUSAL_CHECK_SECONDS = 0.05
 REFUSALS = (UnauthorizedError, VersionError, ConflictError)
 
+ENTRY = struct.Struct(SEGMENT_ENTRY_FORMAT)
+
 SegmentKey = tuple[int, int]
+
+
+def serving(entries: bytes) -> frozenset[int]:
+    """The SDSs that serve a chunk of the segment."""
+    members = {sds_id for _, primary, secondary, _, _ in ENTRY.iter_unpack(entries) for sds_id in (primary, secondary)}
+    return frozenset(members - {0})
 
 
 class SdcSession:
@@ -82,7 +101,8 @@ class SdcSession:
         self._figures_lock = trio.Lock()
         self._connecting: dict[int, trio.Event] = {}
         self._fetching: dict[SegmentKey, bool] = {}  # True: fetch once more, what is on its way may be old
-        self._segments: dict[int, set[int]] = {}
+        self._segments: dict[int, dict[int, frozenset[int]]] = {}
+        """Per volume the segments that the engine has, each with the SDSs that serve a chunk of it."""
         self._fetches = trio.CapacityLimiter(SEGMENT_FETCHES_MAX)
         self._resizing: dict[int, bool] = {}  # True: once more
         self._logged_at: dict[tuple[Any, ...], float] = {}
@@ -101,6 +121,7 @@ class SdcSession:
                 await self._await_registered(register_timeout_seconds)
                 nursery.start_soon(self._refresh_loop)
                 nursery.start_soon(self._renewal_loop)
+                nursery.start_soon(self._map_loop)
                 task_status.started()
                 await trio.sleep_forever()
             finally:
@@ -169,8 +190,8 @@ class SdcSession:
                 self._set_peers(params["peers"])
             case "map.changed":
                 volume_id = params["volume_id"]
-                loaded = self._segments.get(volume_id, set())
-                changed = loaded if params["segments"] is None else loaded.intersection(params["segments"])
+                loaded = self._segments.get(volume_id, {}).keys()
+                changed = loaded if params["segments"] is None else loaded & set(params["segments"])
                 for index in changed:
                     self._want_segment(volume_id, index)
             case _:
@@ -320,8 +341,8 @@ class SdcSession:
         """A small volume's whole map, so that IO anywhere in it goes on while the MDM is away; of a larger one, what is
         known already and may have changed."""
         count = -(-volume.size_bytes // SEGMENT_BYTES)
-        loaded = self._segments.get(volume.volume_id, set())
-        for index in range(first, count) if count <= PREFETCHED_SEGMENTS_MAX else loaded.intersection({first}):
+        loaded = self._segments.get(volume.volume_id, {}).keys()
+        for index in range(first, count) if count <= PREFETCHED_SEGMENTS_MAX else loaded & {first}:
             self._want_segment(volume.volume_id, index)
 
     def _want_segment(self, volume_id: int, index: int) -> None:
@@ -352,10 +373,29 @@ class SdcSession:
                     continue
                 if self._engine is not None and volume_id in self.table.by_id:
                     self._engine.set_segment(volume_id, index, entries)
-                    self._segments.setdefault(volume_id, set()).add(index)
+                    self._segments.setdefault(volume_id, {})[index] = serving(entries)
                 again = self._fetching[key]
         finally:
             del self._fetching[key]
+
+    async def _map_loop(self) -> None:
+        """Chunks of an SDS that is away may be served elsewhere by now, and the news of it may have been lost: asks."""
+        done: set[SegmentKey] = set()
+        while True:
+            await trio.sleep(MAP_AGAIN_SECONDS)
+            concerned = {
+                (volume_id, index)
+                for volume_id, loaded in self._segments.items()
+                for index, members in loaded.items()
+                if not members.isdisjoint(self._connecting)
+            }
+            if not concerned - done:
+                done.clear()
+            turn = sorted(concerned - done)[:MAP_AGAIN_SEGMENTS_MAX]
+            done.update(turn)
+            for key in turn:
+                if key not in self._fetching:
+                    self._want_segment(*key)
 
     # --- SDSs ---------------------------------------------------------------------------------------------------
 
@@ -388,7 +428,7 @@ class SdcSession:
                     return
                 with trio.move_on_after(delay_seconds):
                     await news.wait()
-                delay_seconds = min(delay_seconds * 2, RETRY_SECONDS_MAX)
+                delay_seconds = min(delay_seconds * 2, SDS_RETRY_SECONDS_MAX)
         finally:
             del self._connecting[sds_id]
 
@@ -460,7 +500,7 @@ class SdcSession:
     async def _report_loop(self, engine: Initiator) -> None:
         """Raw counters each second; what cannot be said while the MDM is away is in the next report."""
         while True:
-            await trio.sleep(HEARTBEAT_SECONDS)
+            await trio.sleep(REPORT_SECONDS)
             if self._mdm.connected:
                 try:
                     await self._mdm.notify("sdc.report", {"stats": engine.stats()})

@@ -112,6 +112,8 @@ class Acceptor:
         self._handshakes += 1
         try:
             await self._shake_hands(stream)
+        except handshake.NotReadyError as error:
+            self._log.debug("connection refused", reason=error.message)  # A peer tries a few times a second.
         except Error as error:
             self._log.warning("connection refused", reason=error.message)
         except Exception:

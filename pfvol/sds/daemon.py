@@ -17,7 +17,7 @@ import trio
 
 from datapath.target import Target
 from pfvol import __version__
-from pfvol.constants import HEARTBEAT_SECONDS
+from pfvol.constants import REPORT_SECONDS
 from pfvol.errors import ConfigError, ConflictError, Error, InvalidError, NotFoundError, ProtocolError
 from pfvol.log import get_logger
 from pfvol.node import Node
@@ -66,9 +66,12 @@ class Sds:
         self._nursery: trio.Nursery | None = None
         self._sock: trio.socket.SocketType | None = None
         self._methods: dict[str, Handler] = {
+            "map.changed": self._rpc_map_changed,
             "sds.admitted": self._rpc_admitted,
             "peers": self._rpc_peers,
+            "ping": self._rpc_ping,
             "reserved": self._rpc_reserved,
+            "resync": self._rpc_resync,
             "stop": self._rpc_stop,
             "verify": self._rpc_verify,
             "volume.changed": self._rpc_changed,
@@ -127,9 +130,11 @@ class Sds:
             nursery.start_soon(wait, self._stop)
 
     async def _close(self) -> None:
-        """The engine first, then the devices; clean only if the engine could write its last checkpoint."""
-        if self._sock is not None:
-            self._sock.close()
+        """The engine first, then the devices; clean only if the engine could write its last checkpoint.
+
+        The port is closed when the engine has stopped and not before: to the peers a port that refuses says that
+        nothing is left here that could serve.
+        """
         if self._target is not None:
             with trio.move_on_after(STOP_SECONDS) as deadline:
                 await trio.to_thread.run_sync(self._target.stop, abandon_on_cancel=True)
@@ -137,6 +142,8 @@ class Sds:
                 # Its thread may still use the devices: they stay as they are, the next start recovers them.
                 self._log.error("the engine did not stop in time", seconds=STOP_SECONDS)
                 return
+        if self._sock is not None:
+            self._sock.close()
         await self._devices.close()
         self._log.info("stopped")
 
@@ -157,6 +164,8 @@ class Sds:
 
     async def _introduce(self, session: Session) -> None:
         while True:
+            if self._server is not None:
+                self._server.registering()
             reply = await session.call("sds.register", self._introduction(), timeout=REGISTER_TIMEOUT_SECONDS)
             if not reply["admitted"]:
                 self._log.info("waiting to be added to the cluster (pfvol sds add)")
@@ -211,7 +220,8 @@ class Sds:
             target.add_device(device)
         self._target = target
         await trio.to_thread.run_sync(target.start)
-        server = Server(target, self._sock, identity, self._mdm.call)
+        # A second descriptor: the port stays open until the engine has stopped (see _close).
+        server = Server(target, self._sock.dup(), identity, self._mdm)
         # Before the first client can come: its capability is checked with the key that is in here.
         server.registered(reply)
         await self._nursery.start(server.run)
@@ -221,7 +231,7 @@ class Sds:
     async def _report_periodically(self) -> None:
         assert self._mdm is not None
         while True:
-            await trio.sleep(HEARTBEAT_SECONDS)
+            await trio.sleep(REPORT_SECONDS)
             if self._admitted and self._mdm.connected:
                 # Not a call: a report that is lost is made good by the next one, and what was purged is asked for
                 # again.
@@ -265,6 +275,18 @@ class Sds:
     async def _rpc_peers(self, params: dict[str, Any]) -> None:
         if self._server is not None:
             self._server.set_peers(params["peers"])
+
+    async def _rpc_ping(self, _params: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+    async def _rpc_map_changed(self, params: dict[str, Any]) -> None:
+        # While nothing is served no part of the map is known.
+        if self._server is not None:
+            await self._server.map_changed(params)
+
+    async def _rpc_resync(self, params: dict[str, Any]) -> None:
+        if self._server is not None:
+            self._server.set_rates(params["pools"])
 
     async def _rpc_reserved(self, params: dict[str, Any]) -> None:
         if self._server is not None:

@@ -3,13 +3,14 @@
 Owns the tasks that connect, and through the engine the connections that they made (the incoming ones, on which the
 others replicate to us, come through the acceptor). Assumes one trio thread. Promises: while a peer is listed it is
 tried again within RETRY_SECONDS_MAX (also when the MDM thinks that it is down: two who can talk need not wait for the
-MDM to notice); a peer that is no longer listed is closed; an incarnation older than the MDM's is never believed.
+MDM to notice), the first time at once; a peer that is no longer listed is closed; an incarnation older than the MDM's
+is never believed; from ``hold`` to ``release`` there is no new connection with a peer in either direction.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -21,7 +22,9 @@ from pfvol.errors import Error, ProtocolError
 from pfvol.log import get_logger
 
 RETRY_SECONDS_MIN: Final = 0.02
-RETRY_SECONDS_MAX: Final = 1.0
+RETRY_SECONDS_MAX: Final = 0.25
+FIRST_TRY_SECONDS: Final = 0.3  # for the one after a loss: who is not there by then is in trouble
+TRY_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +79,28 @@ class _Link:
     # Set when there is a reason to look again: the connection was lost, or the MDM told something new of the peer.
     wake: trio.Event = field(default_factory=trio.Event)
     conn_id: int | None = None
+    incarnation: int | None = None  # of the process that was connected last
 
 
 class Peers:
-    """Started once with ``run``; told by ``update`` (the MDM's list) and ``lost`` (the engine's event)."""
+    """Started once with ``run``; told by ``update`` (the MDM's list) and ``lost`` (the engine's event).
 
-    def __init__(self, identity: Identity, engine: Engine) -> None:
+    ``connected`` is called with each peer that our connection to was made, ``failed`` whenever one that was lost cannot
+    be made again.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        engine: Engine,
+        connected: Callable[[int], None] = lambda _: None,
+        failed: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._identity = identity
         self._engine = engine
+        self._on_connected = connected
+        self._on_failed = failed
+        self._held: set[int] = set()
         self._records: dict[int, PeerRecord] = {}
         self._links: dict[int, _Link] = {}
         self._nursery: trio.Nursery | None = None
@@ -105,6 +122,8 @@ class Peers:
         record = self._records.get(sds_id)
         if record is None or sds_id == self._identity.sds_id:
             return wire.ST_NOT_AUTHORIZED
+        if sds_id in self._held:
+            return wire.ST_NOT_READY
         return wire.ST_OLD_SESSION if incarnation < record.incarnation else wire.ST_OK
 
     def update(self, records: Iterable[PeerRecord]) -> None:
@@ -118,6 +137,34 @@ class Peers:
         if link is not None and link.conn_id == conn_id:
             link.conn_id = None
             link.wake.set()
+
+    def hold(self, sds_id: int) -> None:
+        """The engine is about to close what there is with the peer; nothing takes its place before ``release``."""
+        self._held.add(sds_id)
+        if (link := self._links.get(sds_id)) is not None:
+            link.conn_id = None
+
+    def release(self, sds_id: int) -> None:
+        self._held.discard(sds_id)
+        if (link := self._links.get(sds_id)) is not None:
+            link.wake.set()
+
+    def incarnation(self, sds_id: int) -> int | None:
+        """Of the process that our last connection was with."""
+        link = self._links.get(sds_id)
+        return link.incarnation if link is not None else None
+
+    async def refuses(self, sds_id: int) -> bool:
+        """Whether nobody listens where the peer was: its machine says so at once."""
+        if (record := self._records.get(sds_id)) is None:
+            return False
+        with trio.move_on_after(FIRST_TRY_SECONDS):
+            try:
+                stream = await trio.open_tcp_stream(record.host, record.port)
+            except OSError as error:
+                return _is_refusal(error)
+            await trio.aclose_forcefully(stream)
+        return False
 
     def _reconcile(self) -> None:
         assert self._nursery is not None
@@ -134,43 +181,59 @@ class Peers:
 
     async def _keep(self, link: _Link) -> None:
         with link.scope:
-            pause = RETRY_SECONDS_MIN
+            pause, patience = RETRY_SECONDS_MIN, FIRST_TRY_SECONDS
             while True:
                 link.wake = trio.Event()
-                if link.conn_id is None:
-                    if await self._connect(link):
-                        pause = RETRY_SECONDS_MIN
-                        continue
-                    pause = min(pause * 2, RETRY_SECONDS_MAX)
+                if link.conn_id is not None or link.record.sds_id in self._held:
+                    await link.wake.wait()
+                    pause, patience = RETRY_SECONDS_MIN, FIRST_TRY_SECONDS
+                elif not await self._connect(link, patience):
+                    if link.incarnation is not None:
+                        self._on_failed(link.record.sds_id)
+                    pause, patience = min(pause * 2, RETRY_SECONDS_MAX), TRY_SECONDS
                     with trio.move_on_after(pause):
                         await link.wake.wait()
                         pause = RETRY_SECONDS_MIN
-                else:
-                    await link.wake.wait()
         if link.conn_id is not None:
             self._engine.close_conn(link.conn_id)
 
-    async def _connect(self, link: _Link) -> bool:
+    async def _connect(self, link: _Link, patience_seconds: float) -> bool:
         me, peer = self._identity, link.record
         try:
-            fd, info = await handshake.connect(
-                peer.host,
-                peer.port,
-                secret=me.secret,
-                cluster_id=me.cluster_id,
-                role=wire.ROLE_SDS,
-                node_id=me.sds_id,
-                incarnation=me.incarnation,
-                sds_id=peer.sds_id,
-            )
+            with trio.fail_after(patience_seconds):
+                fd, info = await handshake.connect(
+                    peer.host,
+                    peer.port,
+                    secret=me.secret,
+                    cluster_id=me.cluster_id,
+                    role=wire.ROLE_SDS,
+                    node_id=me.sds_id,
+                    incarnation=me.incarnation,
+                    sds_id=peer.sds_id,
+                )
+        except trio.TooSlowError:
+            self._log.debug("peer not connected", sds=peer.sds_id, reason=f"no answer in {patience_seconds:g} s")
+            return False
         except Error as error:
             self._log.debug("peer not connected", sds=peer.sds_id, reason=error.message)
             return False
         # No await from here on: the fd always has an owner.
+        if peer.sds_id in self._held:
+            os.close(fd)
+            return False
         if info.incarnation < link.record.incarnation:
             os.close(fd)
             self._log.warning("peer answered with an old incarnation", sds=peer.sds_id, incarnation=info.incarnation)
             return False
         link.conn_id = self._engine.add_peer(fd, peer.sds_id, info.incarnation, outgoing=True)
+        link.incarnation = info.incarnation
         self._log.info("peer connected", sds=peer.sds_id, incarnation=info.incarnation)
+        self._on_connected(peer.sds_id)
         return True
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """trio wraps what each of the addresses said."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_refusal(inner) for inner in error.exceptions)
+    return isinstance(error, ConnectionRefusedError) or (error.__cause__ is not None and _is_refusal(error.__cause__))

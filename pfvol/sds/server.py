@@ -9,7 +9,6 @@ what is known goes on without the MDM.
 
 from __future__ import annotations
 
-import struct
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -19,31 +18,20 @@ import trio
 from datapath import wire
 from pfvol import capability
 from pfvol.capability import Capability
-from pfvol.constants import CHECKPOINT_SECONDS, SEGMENT_CHUNKS, SEGMENT_ENTRY_BYTES, SEGMENT_ENTRY_FORMAT
-from pfvol.errors import (
-    ConflictError,
-    DeniedError,
-    Error,
-    InvalidError,
-    NotFoundError,
-    ProtocolError,
-    TimedOutError,
-    UnreachableError,
-)
+from pfvol.constants import CHECKPOINT_SECONDS
+from pfvol.errors import ConflictError, DeniedError, Error, InvalidError, NotFoundError, TimedOutError
 from pfvol.log import get_logger
 from pfvol.sds.acceptor import Acceptor, Clients
+from pfvol.sds.membership import Mdm, Membership
 from pfvol.sds.peers import Identity, Peers, parse_peers
-from pfvol.sds.volumes import RETRY_SECONDS, SEGMENT_BYTES, Call, VolumeInfo, Volumes, check_mapping, parse_info
+from pfvol.sds.segments import Segments
+from pfvol.sds.volumes import SEGMENT_BYTES, VolumeInfo, Volumes, check_mapping, parse_info
 
 if TYPE_CHECKING:  # handed over by the caller: the decisions can be tested without the engine
     from datapath.target import Target
 
 CAPABILITIES_WAITING_MAX: Final = 1024
 CAPABILITY_WAIT_SECONDS: Final = 2.0  # for the MDM; the client hears NOT_READY then and shows it again
-PREFETCH_SEGMENTS_MAX: Final = 64  # 256 GiB: a larger volume's map comes as its chunks are asked for
-MAP_REFRESH_SECONDS: Final = 0.2  # between two questions for a segment that the engine has
-_ENTRY: Final = struct.Struct(SEGMENT_ENTRY_FORMAT)
-SEGMENT_MAP_BYTES: Final = SEGMENT_CHUNKS * SEGMENT_ENTRY_BYTES
 VERIFY_CHUNKS_MAX: Final = 32
 VERIFY_TIMEOUT_SECONDS: Final = 60.0
 BARRIER_TIMEOUT_SECONDS: Final = 5.0
@@ -56,18 +44,16 @@ Verified = tuple[bool, bytes, bytes]
 class Server:
     """Takes a started engine and a bound socket; ``run`` serves until it is cancelled. The caller stops the engine."""
 
-    def __init__(self, target: Target, sock: trio.socket.SocketType, identity: Identity, call: Call) -> None:
+    def __init__(self, target: Target, sock: trio.socket.SocketType, identity: Identity, mdm: Mdm) -> None:
         self._target = target
-        self._identity = identity
-        self._call = call
         self._capability_key = b""
-        self._volumes = Volumes(call)
+        self._volumes = Volumes(mdm.call)
+        self._segments = Segments(target, mdm.call, identity.sds_id, self._gone)
         self._clients = Clients()
-        self._peers = Peers(identity, target)
+        self._peers = Peers(identity, target, self._on_peer_connected, self._on_peer_failed)
+        self._membership = Membership(target, self._peers, mdm, self._segments)
         self._acceptor = Acceptor(sock, identity, target, self._clients, self._peers)
         self._told: dict[int, VolumeInfo] = {}  # what the engine knows of volumes
-        self._segment_locks: dict[int, trio.Lock] = {}
-        self._mapped_at: dict[int, dict[int, float]] = {}  # volume -> segment -> when the engine was told of it
         self._capabilities_waiting = 0
         self._warned_at: dict[int, float] = {}  # connection -> when a refusal was last a warning
         self._full_said_at = float("-inf")
@@ -80,6 +66,10 @@ class Server:
         self._events: dict[str, Callable[..., None]] = {
             "capability": self._on_capability,
             "map_miss": self._on_map_miss,
+            "leaving": self._membership.leaving,
+            "learned": self._membership.learned,
+            "learner_lost": self._membership.learner_lost,
+            "peer_silent": self._membership.trouble,
             "client_closed": self._on_client_closed,
             "peer_closed": self._on_peer_closed,
             "peer_synced": self._on_peer_synced,
@@ -95,6 +85,7 @@ class Server:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            await nursery.start(self._membership.run)
             nursery.start_soon(self._pump)
             nursery.start_soon(self._checkpoint_periodically)
             await nursery.start(self._peers.run)
@@ -102,6 +93,10 @@ class Server:
             task_status.started()
 
     # -- what the MDM tells
+
+    def registering(self) -> None:
+        """A session begins: what was pushed while there was none is lost, until ``registered`` has made up for it."""
+        self._segments.lost()
 
     def registered(self, reply: dict[str, Any]) -> None:
         """The MDM has admitted us (again): takes its word on everything, and doubts what was learned before."""
@@ -114,7 +109,10 @@ class Server:
         # be known here before the MDM goes away. (Before we serve, there is nothing to tell the engine yet: an SDS
         # registers once more when it does.)
         self._volumes.doubt()
+        self.set_rates(reply["resync"])
         if self._nursery is not None:
+            if self._segments.registered(int(reply["map_version"])):
+                self._spawn(self._segments.catch_up)
             for volume_id in {*self._volumes, *map(int, reply["volumes"])}:
                 self._spawn(self._relearn, volume_id)
 
@@ -131,7 +129,17 @@ class Server:
             return
         self._volumes.put(volume_id, told)
         if await self._learn(volume_id, told):
-            await self._prefetch(volume_id, told.segments)
+            await self._segments.prefetch(volume_id, told.segments)
+
+    async def map_changed(self, body: Any) -> None:
+        """Returns when the engine has taken the change."""
+        self._segments.pushed(*self._segments.parse_push(body))
+        await self._barrier()
+
+    def set_rates(self, pools: Any) -> None:
+        """How many bytes a second may be copied to learners, per pool."""
+        for pool_id, bytes_per_second in pools.items():
+            self._target.set_resync_rate(int(pool_id), int(bytes_per_second))
 
     async def deleted(self, volume_id: int) -> None:
         self._purge(volume_id)
@@ -236,7 +244,7 @@ class Server:
         self._target.refuse(conn_id, request_id, volume_id, status)
 
     def _on_map_miss(self, volume_id: int, segment: int) -> None:
-        self._spawn(self._answer_miss, volume_id, segment)
+        self._spawn(self._segments.answer_miss, volume_id, segment)
 
     def _on_client_closed(self, conn_id: int, sdc_id: int, reason: str) -> None:
         self._clients.closed(conn_id)
@@ -247,6 +255,12 @@ class Server:
         self._log.info("peer disconnected", sds=sds_id, outgoing=outgoing, reason=reason)
         if outgoing:
             self._peers.lost(sds_id, conn_id)
+
+    def _on_peer_connected(self, sds_id: int) -> None:
+        self._membership.connected(sds_id)
+
+    def _on_peer_failed(self, sds_id: int) -> None:
+        self._membership.trouble(sds_id)
 
     def _on_peer_synced(self, sds_id: int, chunks: int, pulled: int, pushed: int) -> None:
         self._log.info("in sync with peer", sds=sds_id, chunks=chunks, blocks_pulled=pulled, blocks_pushed=pushed)
@@ -292,7 +306,7 @@ class Server:
             return False
         else:
             if await self._learn(volume_id, info):
-                self._spawn(self._prefetch, volume_id, info.segments)
+                self._spawn(self._segments.prefetch, volume_id, info.segments)
         return True
 
     async def _learn(self, volume_id: int, info: VolumeInfo) -> bool:
@@ -310,7 +324,7 @@ class Server:
         if info.size_bytes > before.size_bytes and before.size_bytes % SEGMENT_BYTES:
             # The last segment was fetched when its end lay outside the volume. The engine gets the new chunks before
             # the new size, so that the first request there finds them.
-            await self._fetch_segment(volume_id, before.size_bytes // SEGMENT_BYTES)
+            await self._segments.fetch(volume_id, before.size_bytes // SEGMENT_BYTES)
         # Meanwhile the volume may have changed again, or be gone.
         newest = self._volumes.get(volume_id)
         if newest is not None:
@@ -320,69 +334,22 @@ class Server:
     def _purge(self, volume_id: int) -> None:
         self._volumes.forget(volume_id)
         self._told.pop(volume_id, None)
-        self._segment_locks.pop(volume_id, None)
-        self._mapped_at.pop(volume_id, None)
+        self._segments.forget(volume_id)
         self._target.purge_volume(volume_id)
 
     def _set_volume(self, volume_id: int, info: VolumeInfo) -> None:
         self._told[volume_id] = info
-        self._target.set_volume(volume_id, info.size_bytes, commit=info.commit, thick=info.thick)
+        self._segments.add(volume_id)
+        self._target.set_volume(volume_id, info.size_bytes, commit=info.commit, thick=info.thick, pool_id=info.pool_id)
+
+    def _gone(self, volume_id: int) -> None:
+        self._volumes.forget(volume_id)
+        self._drop_volume(volume_id)
 
     def _drop_volume(self, volume_id: int) -> None:
         self._told.pop(volume_id, None)
-        self._segment_locks.pop(volume_id, None)
-        self._mapped_at.pop(volume_id, None)
+        self._segments.forget(volume_id)
         self._target.drop_volume(volume_id)
-
-    async def _prefetch(self, volume_id: int, segments: int) -> None:
-        for segment in range(min(segments, PREFETCH_SEGMENTS_MAX)):
-            if volume_id not in self._volumes:
-                return
-            await self._fetch_segment(volume_id, segment, only_ours=True)
-
-    async def _answer_miss(self, volume_id: int, segment: int) -> None:
-        """Fetches what the engine lacks, or doubts because it was named a newer epoch.
-
-        Who names epochs freely must not have us ask without a pause.
-        """
-        told_at = self._mapped_at.get(volume_id, {}).get(segment, float("-inf"))
-        await trio.sleep_until(told_at + MAP_REFRESH_SECONDS)
-        await self._fetch_segment(volume_id, segment)
-
-    async def _fetch_segment(self, volume_id: int, segment: int, *, only_ours: bool = False) -> None:
-        """Asks the MDM, however long it is away, and tells the engine. One at a time per volume: answers keep order."""
-        async with self._segment_locks.setdefault(volume_id, trio.Lock()):
-            try:
-                entries = await self._ask_segment(volume_id, segment)
-            except NotFoundError:
-                self._volumes.forget(volume_id)
-                self._drop_volume(volume_id)
-                return
-            except Error as error:
-                # The engine must get an answer, or it would wait for this one for ever: a map that has no chunk of
-                # ours.
-                self._log.error("map cannot be looked up", volume=volume_id, segment=segment, reason=error.message)
-                entries = bytes(SEGMENT_MAP_BYTES)
-            if not only_ours or self._is_in(entries):
-                self._mapped_at.setdefault(volume_id, {})[segment] = trio.current_time()
-                self._target.set_segment(volume_id, segment, entries)
-
-    async def _ask_segment(self, volume_id: int, segment: int) -> bytes:
-        while True:
-            try:
-                entries = await self._call("map.segment", {"volume_id": volume_id, "segment": segment})
-            except (UnreachableError, TimedOutError):
-                await trio.sleep(RETRY_SECONDS)
-                continue
-            if not isinstance(entries, bytes) or len(entries) != SEGMENT_MAP_BYTES:
-                raise ProtocolError(f"the MDM's map of segment {segment} of volume {volume_id} has a wrong size")
-            return entries
-
-    def _is_in(self, entries: bytes) -> bool:
-        us = self._identity.sds_id
-        return any(
-            us in (primary, secondary, learner) for _, primary, secondary, learner, _ in _ENTRY.iter_unpack(entries)
-        )
 
     # -- asking the engine
 

@@ -36,6 +36,7 @@ class VolumeInfo:
     size_bytes: int
     thick: bool
     commit: bool
+    pool_id: int
     mappings: Mapping[int, tuple[int, bool]]
 
     @property
@@ -48,7 +49,8 @@ def parse_info(body: Any) -> VolumeInfo:
     try:
         size_bytes = body["size_bytes"]
         mappings = {int(mapping): (int(sdc), bool(read_only)) for sdc, mapping, read_only in body["mappings"]}
-        info = VolumeInfo(int(size_bytes), bool(body["thick"]), bool(body["commit"]), mappings)
+        pool_id = int(body["pool_id"])
+        info = VolumeInfo(int(size_bytes), bool(body["thick"]), bool(body["commit"]), pool_id, mappings)
     except (TypeError, KeyError, ValueError) as error:
         raise ProtocolError(f"the MDM's description of a volume cannot be read: {error!r}") from None
     if not 0 < info.size_bytes <= VOLUME_SIZE_BYTES_MAX:

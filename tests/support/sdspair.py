@@ -75,6 +75,7 @@ class PlayedMdm:
             "size_bytes": volume.size_bytes,
             "thick": False,
             "commit": volume.commit,
+            "pool_id": 1,
             "mappings": [[sdc_id, mapping, read_only] for mapping, (sdc_id, read_only) in volume.mappings.items()],
             "segments": -(-len(volume.chunks) // SEGMENT_CHUNKS),
         }
@@ -86,15 +87,22 @@ class PlayedMdm:
         entries = b"".join(struct.pack(SEGMENT_ENTRY_FORMAT, *chunk, 0, 0) for chunk in chunks)
         return entries.ljust(SEGMENT_CHUNKS * struct.calcsize(SEGMENT_ENTRY_FORMAT), b"\0")
 
-    async def call(self, method: str, params: dict[str, Any]) -> Any:
+    @property
+    def connected(self) -> bool:
+        return not self.away
+
+    async def call(self, method: str, params: dict[str, Any] | None = None, *, timeout: float = 0.0) -> Any:  # noqa: ASYNC109
+        assert params is not None
         self.asked.append(method)
         await trio.lowlevel.checkpoint()
         if self.away:
             raise UnreachableError("the MDM is away")
+        if method == "sds.leave_out":
+            return {"left": 0, "dead": False, "version": 1}
         if method == "map.volume":
             return self.info(params["volume_id"])
         assert method == "map.segment"
-        return self.segment(params["volume_id"], params["segment"])
+        return {"version": 1, "entries": self.segment(params["volume_id"], params["segment"])}
 
 
 @dataclass
@@ -157,10 +165,20 @@ async def running_sds(directory: Path, sds_id: int, mdm: PlayedMdm) -> AsyncIter
     identity = Identity(SECRET, CLUSTER, sds_id, devices.incarnation, devices.durable_incarnation)
     await trio.to_thread.run_sync(target.start)
     try:
-        server = Server(target, sock, identity, mdm.call)
-        server.registered({"capability_key": KEY, "reserved_slots": 0, "peers": [], "purge": [], "volumes": []})
+        server = Server(target, sock, identity, mdm)
+        reply = {
+            "capability_key": KEY,
+            "reserved_slots": 0,
+            "peers": [],
+            "purge": [],
+            "volumes": [],
+            "map_version": 1,
+            "resync": {},
+        }
+        server.registered(reply)
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
+            server.registered(reply)  # once more, now that it serves
             yield RunningSds(sds_id, sock.getsockname()[1], server, target, devices)
             nursery.cancel_scope.cancel()
     finally:

@@ -19,13 +19,14 @@ from datapath import wire
 from pfvol.capability import Capability, sign
 from pfvol.constants import CHECKPOINT_SECONDS, CHUNK_SIZE_BYTES, SEGMENT_CHUNKS, SEGMENT_ENTRY_FORMAT
 from pfvol.errors import InvalidError, NotFoundError, TimedOutError, UnreachableError
-from pfvol.sds import acceptor, server, volumes
+from pfvol.sds import acceptor, segments, server, volumes
 from pfvol.sds.peers import Identity
-from pfvol.sds.server import SEGMENT_MAP_BYTES, Server
+from pfvol.sds.segments import SEGMENT_MAP_BYTES
+from pfvol.sds.server import Server
 
 KEY = bytes(range(32))
 IDENTITY = Identity(bytes(32), bytes(16), 1, 4, 4)
-VOLUME, SDC, CONN = 9, 7, 100
+VOLUME, SDC, CONN, POOL = 9, 7, 100, 3
 SEGMENT = SEGMENT_CHUNKS * CHUNK_SIZE_BYTES
 
 
@@ -74,7 +75,11 @@ class Mdm:
     def add(self, size_bytes: int = SEGMENT, mappings: tuple[tuple[int, int, bool], ...] = ((SDC, 11, False),)) -> None:
         self.volumes[VOLUME] = info(size_bytes, mappings)
 
-    async def call(self, method: str, params: dict[str, Any]) -> Any:
+    @property
+    def connected(self) -> bool:
+        return not self.away
+
+    async def call(self, method: str, params: dict[str, Any], timeout: float = 10) -> Any:  # noqa: ASYNC109
         self.asked[method] += 1
         await trio.lowlevel.checkpoint()
         if self.away:
@@ -90,7 +95,7 @@ class Mdm:
 
 
 def info(size_bytes: int, mappings: tuple[tuple[int, int, bool], ...]) -> dict[str, Any]:
-    body = {"size_bytes": size_bytes, "thick": False, "commit": False, "segments": 1}
+    body = {"size_bytes": size_bytes, "thick": False, "commit": False, "pool_id": POOL, "segments": 1}
     return body | {"mappings": [list(mapping) for mapping in mappings]}
 
 
@@ -117,14 +122,15 @@ class Running:
         await self.settle()
 
 
-REPLY = {"capability_key": KEY, "reserved_slots": 5, "peers": [], "purge": [], "volumes": []}
+REPLY: dict[str, Any] = {"capability_key": KEY, "reserved_slots": 5, "peers": [], "purge": [], "volumes": []}
+REPLY |= {"map_version": 0, "resync": {}}
 
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[Running]:
     sock = await acceptor.bind("127.0.0.1", 0)
     engine, mdm = Engine(), Mdm()
-    served = Server(engine, sock, IDENTITY, mdm.call)  # type: ignore[arg-type]
+    served = Server(engine, sock, IDENTITY, mdm)  # type: ignore[arg-type]
     served.registered(REPLY)
     served._clients.opened(CONN, SDC)
     async with trio.open_nursery() as nursery:
@@ -139,7 +145,7 @@ async def test_a_good_capability_is_granted_after_the_engine_knows_the_volume() 
         sds.mdm.add()
         await sds.show(token(seconds=100))
         volume, grant = sds.engine.named("set_volume", "grant")
-        assert volume == ("set_volume", VOLUME, SEGMENT, False, False)
+        assert volume == ("set_volume", VOLUME, SEGMENT, False, False, POOL)
         assert grant[:5] == ("grant", CONN, 1, VOLUME, True)
         left_seconds = (grant[5] - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) / 1e9
         assert 95 < left_seconds <= 100
@@ -304,12 +310,12 @@ async def test_a_map_that_is_doubted_again_and_again_is_asked_for_now_and_then(
     async with serving() as sds:
         sds.mdm.add()
         sds.engine.say("map_miss", VOLUME, 0)
-        await trio.sleep(0.4 * server.MAP_REFRESH_SECONDS)
+        await trio.sleep(0.4 * segments.MAP_REFRESH_SECONDS)
         assert len(sds.engine.named("set_segment")) == 1
         sds.engine.say("map_miss", VOLUME, 0)
-        await trio.sleep(0.4 * server.MAP_REFRESH_SECONDS)
+        await trio.sleep(0.4 * segments.MAP_REFRESH_SECONDS)
         assert len(sds.engine.named("set_segment")) == 1
-        await trio.sleep(0.4 * server.MAP_REFRESH_SECONDS)
+        await trio.sleep(0.4 * segments.MAP_REFRESH_SECONDS)
         assert len(sds.engine.named("set_segment")) == 2
 
 
@@ -335,7 +341,7 @@ async def test_a_huge_volume_is_not_fetched_whole() -> None:
     async with serving() as sds:
         sds.mdm.add(size_bytes=1000 * SEGMENT)
         await sds.show(token())
-        assert sds.mdm.asked["map.segment"] == server.PREFETCH_SEGMENTS_MAX
+        assert sds.mdm.asked["map.segment"] == segments.PREFETCH_SEGMENTS_MAX
 
 
 async def test_an_extend_brings_the_new_chunks_before_the_new_size() -> None:
@@ -348,7 +354,7 @@ async def test_an_extend_brings_the_new_chunks_before_the_new_size() -> None:
         await sds.server.changed(VOLUME, sds.mdm.volumes[VOLUME])
         assert sds.engine.commands == [
             ("set_segment", VOLUME, 0, entries((1, 2), (2, 1))),
-            ("set_volume", VOLUME, 2 * CHUNK_SIZE_BYTES, False, False),
+            ("set_volume", VOLUME, 2 * CHUNK_SIZE_BYTES, False, False, POOL),
         ]
 
 

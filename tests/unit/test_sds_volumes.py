@@ -20,6 +20,7 @@ def info(size_bytes: int = GIB, mappings: tuple[tuple[int, int, bool], ...] = ((
         "size_bytes": size_bytes,
         "thick": False,
         "commit": False,
+        "pool_id": 3,
         "mappings": [list(one) for one in mappings],
         "segments": 1,
     }
