@@ -5,6 +5,8 @@ from datapath.targetstate cimport Chunk, Engine
 
 cdef Chunk* chunk_find(Engine* e, uint64_t volume_id, uint32_t index) noexcept nogil
 cdef Chunk* chunk_get(Engine* e, uint64_t volume_id, uint32_t index) noexcept nogil
+# Frees what is known of a chunk that is not here, when nobody works on it: `c` is not to be used after it.
+cdef void chunk_forget(Engine* e, Chunk* c) noexcept nogil
 # Gives the chunk a slot when it has none. 0, -ENOSPC, -EAGAIN (a checkpoint has to end first), another errno.
 cdef int chunk_allocate(Engine* e, Chunk* c, uint32_t epoch) noexcept nogil
 # Appends the chunk's intent to the open generation when it is not there; c.mark says when it is durable. 0 or -errno.
@@ -13,6 +15,9 @@ cdef bint chunk_durable(Engine* e, Chunk* c) noexcept nogil
 # Writes whole blocks under one (epoch, seq): bytes first, then tags. 0 or -errno.
 cdef int chunk_write(Engine* e, Chunk* c, uint32_t first, uint32_t count, const char* data, const uint32_t* checks,
                      uint32_t epoch, uint64_t seq) noexcept nogil
+# The same under a tag each, none a hole.
+cdef int chunk_put(Engine* e, Chunk* c, uint32_t first, uint32_t count, const char* data,
+                   const Tag* names) noexcept nogil
 cdef int chunk_discard(Engine* e, Chunk* c, uint32_t first, uint32_t count, uint32_t epoch, uint64_t seq) noexcept nogil
 # Gives the slot back when nothing lives in it and nobody works on it. `refused`: because the other copy has no room.
 cdef void chunk_trim(Engine* e, Chunk* c, bint refused) noexcept nogil

@@ -5,7 +5,7 @@ in a chunk whose intent is there, which recovery finds and the pair settles.
 """
 
 from libc.errno cimport EAGAIN, EIO, ENOSPC, errno
-from libc.stdlib cimport calloc
+from libc.stdlib cimport calloc, free
 from libc.stdint cimport int64_t
 from posix.unistd cimport pwrite
 from datapath.device cimport (
@@ -14,7 +14,7 @@ from datapath.device cimport (
 from datapath.checksum cimport check_zero_block
 from datapath.ondisk cimport SLOT_NONE, TAG_HOLE, Tag
 from datapath.tags cimport tag_is_hole, tag_set
-from datapath.targetstate cimport DeviceState, TargetVolume
+from datapath.targetstate cimport CONNS_MAX, DeviceState, LEARN_NOT, TargetVolume
 from datapath.volumemap cimport MapVolume, map_volume_find
 from datapath.wire cimport BLOCK_SHIFT
 
@@ -61,6 +61,21 @@ cdef Chunk* chunk_get(Engine* e, uint64_t volume_id, uint32_t index) noexcept no
     return c
 
 
+cdef void chunk_forget(Engine* e, Chunk* c) noexcept nogil:
+    cdef Chunk** link = &e.table[hash_of(e, c.volume_id, c.index)]
+    cdef uint32_t i
+    if c.slot != SLOT_NONE or c.ops != NULL or c.unsynced or c.learn != LEARN_NOT:
+        return
+    for i in range(CONNS_MAX):
+        if e.syncs[i].chunk == c:
+            return
+    while link[0] != c:
+        link = &link[0].hash_next
+    link[0] = c.hash_next
+    e.chunk_count -= 1
+    free(c)
+
+
 cdef inline TargetVolume* volume_of(Engine* e, uint64_t volume_id) noexcept nogil:
     cdef MapVolume* v = map_volume_find(&e.map, volume_id)
     return NULL if v == NULL else <TargetVolume*>v.user
@@ -70,20 +85,20 @@ cdef int room_for(Engine* e, uint64_t volume_id) noexcept nogil:
     """0; -EAGAIN when there is room after the next checkpoint, which lets freed slots go; -ENOSPC. A thin volume leaves
     the room that thick volumes were promised and do not use yet."""
     cdef TargetVolume* v = volume_of(e, volume_id)
-    cdef uint64_t free = 0, resting = 0, used_by_thick = 0, kept = 0
+    cdef uint64_t unused = 0, resting = 0, used_by_thick = 0, kept = 0
     cdef uint32_t i
     for i in range(e.device_count):
         if e.devices[i].d.failed == 0:
-            free += e.devices[i].d.free_count
+            unused += e.devices[i].d.free_count
             resting += e.devices[i].d.quarantine_count - e.devices[i].refused
     if e.reserved and (v == NULL or not v.thick):
         for i in range(e.map.capacity):
             if e.map.table[i] != NULL and e.map.table[i].user != NULL and (<TargetVolume*>e.map.table[i].user).thick:
                 used_by_thick += (<TargetVolume*>e.map.table[i].user).slots
         kept = e.reserved - min(e.reserved, used_by_thick)
-    if free > kept:
+    if unused > kept:
         return 0
-    return -EAGAIN if free + resting > kept else -ENOSPC
+    return -EAGAIN if unused + resting > kept else -ENOSPC
 
 
 cdef int chunk_allocate(Engine* e, Chunk* c, uint32_t epoch) noexcept nogil:
@@ -145,9 +160,17 @@ cdef int chunk_fd(Engine* e, Chunk* c) noexcept nogil:
 
 cdef int chunk_write(Engine* e, Chunk* c, uint32_t first, uint32_t count, const char* data, const uint32_t* checks,
                      uint32_t epoch, uint64_t seq) noexcept nogil:
+    cdef Tag fresh[1024]
+    cdef uint32_t i
+    for i in range(count):
+        tag_set(&fresh[i], checks[i], epoch, seq)
+    return chunk_put(e, c, first, count, data, fresh)
+
+
+cdef int chunk_put(Engine* e, Chunk* c, uint32_t first, uint32_t count, const char* data,
+                   const Tag* names) noexcept nogil:
     cdef Device* d = e.devices[c.device].d
     cdef Tag* tags = device_tags(d, c.slot) + first
-    cdef Tag fresh[1024]
     cdef int64_t offset = <int64_t>device_offset(c.slot) + (<int64_t>first << BLOCK_SHIFT)
     cdef size_t size = <size_t>count << BLOCK_SHIFT
     cdef size_t done = 0
@@ -168,8 +191,7 @@ cdef int chunk_write(Engine* e, Chunk* c, uint32_t first, uint32_t count, const 
     count = <uint32_t>(done >> BLOCK_SHIFT)                # a full host disk: the blocks that went in are named
     for i in range(count):
         c.live_blocks += tag_is_hole(&tags[i])
-        tag_set(&fresh[i], checks[i], epoch, seq)
-    if count and device_tags_write(d, c.slot, first, count, fresh) < 0:
+    if count and device_tags_write(d, c.slot, first, count, names) < 0:
         return -d.failed
     return error
 

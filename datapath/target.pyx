@@ -23,7 +23,8 @@ from datapath.targetengine cimport *
 from datapath.targetstate cimport *
 from datapath.targetdurability cimport checkpoint_start, durability_done
 from datapath.targetframes cimport on_frame
-from datapath.targetlearn cimport learn_begin, learn_lost, learn_rate, learn_tick
+from datapath.targetlearn cimport (LEARN_WAIT_MS, copy_read, learn_begin, learn_free, learn_lost, learn_rate,
+                                   learn_tick)
 from datapath.targetlease cimport (LEASE_NS, lease_tick, map_version_set, now, peer_connected, peer_dead,
                                    peer_disconnected, peer_get)
 from datapath.targetmembers cimport discard_strays, release_gated, tell_leaving
@@ -331,7 +332,7 @@ cdef void run(Engine* e) noexcept nogil:
     cdef Job* following
     cdef Conn* c
     while not e.stopping:
-        count = epoll_wait(e.epoll_fd, evs, 64, 50)
+        count = epoll_wait(e.epoll_fd, evs, 64, e.wait_ms)
         e.now_ns = now()
         for i in range(count):
             if evs[i].data.u64 == WAKE_COMMANDS:
@@ -345,6 +346,8 @@ cdef void run(Engine* e) noexcept nogil:
                     following = job.next
                     if job.kind == KIND_READ:
                         read_done(e, <Op*>job.owner)
+                    elif job.kind == KIND_COPY:
+                        copy_read(e, <Op*>job.owner)
                     else:
                         durability_done(e, job)
                     job = following
@@ -423,6 +426,7 @@ cdef class Target:
         e.sds_id = sds_id
         e.incarnation = incarnation
         e.durable_incarnation = durable_incarnation
+        e.wait_ms = LEARN_WAIT_MS
         e.table_capacity = TABLE_SIZE
         e.table = <Chunk**>calloc(TABLE_SIZE, sizeof(Chunk*))
         e.peers = <Peer**>calloc(SDS_IDS, sizeof(Peer*))
@@ -692,6 +696,7 @@ cdef class Target:
         while self.e.peer_list != NULL:
             p = self.e.peer_list
             self.e.peer_list = p.next
+            learn_free(p)
             free(p)
         free(self.e.peers)
         ring_destroy(&self.e.commands)

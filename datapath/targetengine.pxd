@@ -35,6 +35,9 @@ cdef void reply_to(Engine* e, uint32_t conn_id, const Header* request, uint32_t 
 cdef void reply_head(Engine* e, Header* r, const Header* request, uint32_t status) noexcept nogil
 cdef void map_miss(Engine* e, uint64_t volume_id, uint32_t segment) noexcept nogil
 cdef Op* op_new(Engine* e) noexcept nogil
+# The request id under which a write goes to another SDS (bit 63 is targetlearn's).
+cdef inline uint64_t replication_id(const Op* op) noexcept nogil:
+    return <uint64_t>(op.serial & 0x7fffffff) << 32 | op.slot_of_op
 # Whether the volume's writes are acknowledged only from both disks.
 cdef bint volume_commit(Engine* e, uint64_t volume_id) noexcept nogil
 # ST_OK when an operation that has waited may still be carried out: who sent it is there and allowed to, the chunk is

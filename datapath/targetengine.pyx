@@ -12,20 +12,21 @@ from libc.string cimport memcpy, memset
 from posix.unistd cimport pread
 from datapath.device cimport device_offset
 from datapath.checksum cimport block_seed, check_range, crc32c
-from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_intent, chunk_tags,
-                                  chunk_trim, chunk_write)
+from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_intent, chunk_put,
+                                  chunk_tags, chunk_trim, chunk_write)
 from datapath.connection cimport buf_get, buf_put, conn_append, conn_append_ref, conn_flush
 from datapath.histogram cimport hist_record
 from datapath.ondisk cimport SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, TAG_HOLE, Tag
 from datapath.ring cimport Message, ring_push
-from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer
+from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer, tag_set
 from datapath.targetdurability cimport checkpoint_start, commit_start, device_failed, sync_wait, writeback_note
 from datapath.targetframes cimport grant_status, look_answer
+from datapath.targetlearn cimport copy_start, learn_stop
 from datapath.targetmembers cimport entry_of, members_ready
 from datapath.targetpair cimport peer_ready, unsync
 from datapath.targetread cimport read_start
 from datapath.targetstate cimport *
-from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
+from datapath.volumemap cimport MapEntry, MapVolume, map_volume_find
 from datapath.wire cimport *
 
 cdef enum:
@@ -166,7 +167,7 @@ cdef void op_finish(Engine* e, Op* op) noexcept nogil:
     cdef Chunk* chunk = op.chunk
     cdef bint refused = op.status == ST_NO_SPACE
     cdef uint64_t ns = e.now_ns - op.started_ns
-    if op.kind != KIND_READ and op.kind != KIND_LOOK:
+    if op.kind != KIND_READ and op.kind != KIND_LOOK and op.kind != KIND_COPY:
         reply_to(e, op.conn_id, &op.h, op.status, op.seq)
     if op.kind == KIND_WRITE:
         e.counters.write_ops += 1
@@ -241,11 +242,11 @@ cdef uint32_t still_status(Engine* e, Op* op) noexcept nogil:
     cdef bint write = op.kind != KIND_READ
     if c == NULL:
         return ST_NOT_AUTHORIZED
-    if op.kind >= KIND_REPLICATE:
-        return ST_OK
+    entry = entry_of(e, op.chunk.volume_id, op.chunk.index)
+    if op.kind >= KIND_REPLICATE:                          # of who led before us: what was compared since lacks it
+        return ST_NOT_MEMBER if entry != NULL and entry.primary == e.sds_id else ST_OK
     if grant_status(e, c, op.h.volume_id, write) != ST_OK:
         return ST_NOT_AUTHORIZED
-    entry = entry_of(e, op.chunk.volume_id, op.chunk.index)
     if entry == NULL or (entry.primary != e.sds_id and (write or entry.secondary != e.sds_id)):
         return ST_STALE_MAP
     if op.chunk.unsynced or not members_ready(e, entry, op.chunk.volume_id, op.chunk.index):
@@ -266,6 +267,9 @@ cdef void op_start(Engine* e, Op* op) noexcept nogil:
         return
     if op.kind == KIND_LOOK:
         look_answer(e, op)
+        return
+    if op.kind == KIND_COPY:
+        copy_start(e, op)
         return
     status = still_status(e, op)
     if status != ST_OK:
@@ -368,20 +372,26 @@ cdef bint prepare_write(Engine* e, Op* op) noexcept nogil:
 
 
 cdef bint replicate(Engine* e, Op* op) noexcept nogil:
-    """Sends the write to the other copy, when there is one, and to a learner. The pair's session was seen ready; if it
-    is gone, the chunk is marked, and the agreement or a new map settles the operation."""
+    """Sends the write to the other copy; False when there is none. The pair's session was seen ready; if it is gone,
+    the chunk is marked, and the agreement or a new map settles the operation."""
     cdef const MapEntry* entry = entry_of(e, op.chunk.volume_id, op.chunk.index)
     if entry.secondary:
         op.pending |= PENDING_REMOTE
         op.remote_id = entry.secondary
         if not send_copy(e, op, entry.secondary):
             unsync(e, op.chunk)
-            return True
-    if entry.learner and op.chunk.learn != LEARN_NOT:
-        op.pending |= PENDING_LEARNER
-        op.learner_id = entry.learner
-        send_copy(e, op, entry.learner)                    # it cannot be lost without the chunk hearing of it
     return entry.secondary != 0
+
+
+cdef void forward(Engine* e, Op* op) noexcept nogil:
+    """Sends to a learner what is applied here now: when it compares tags it has either seen them or gets this."""
+    cdef const MapEntry* entry = entry_of(e, op.chunk.volume_id, op.chunk.index)
+    if op.chunk.learn == LEARN_NOT or entry == NULL or entry.learner == 0:
+        return
+    op.pending |= PENDING_LEARNER
+    op.learner_id = entry.learner
+    if op.chunk.learn != LEARN_LOST:
+        send_copy(e, op, entry.learner)                    # it cannot be lost without the chunk hearing of it
 
 
 cdef bint send_copy(Engine* e, Op* op, uint32_t sds_id) noexcept nogil:
@@ -396,7 +406,7 @@ cdef bint send_copy(Engine* e, Op* op, uint32_t sds_id) noexcept nogil:
     r.flags = op.h.flags & FLAG_COMMIT
     if volume_commit(e, op.h.volume_id):
         r.flags |= FLAG_COMMIT
-    r.request_id = <uint64_t>op.serial << 32 | op.slot_of_op
+    r.request_id = replication_id(op)
     r.offset = op.first << BLOCK_SHIFT
     r.length = op.count << BLOCK_SHIFT
     r.body_length = op.count * 4 + r.length if op.kind == KIND_WRITE else 0
@@ -419,31 +429,44 @@ cdef bint volume_commit(Engine* e, uint64_t volume_id) noexcept nogil:
     return v != NULL and v.user != NULL and (<TargetVolume*>v.user).commit
 
 
+cdef inline void named(const Op* op, uint32_t i, Tag* name) noexcept nogil:
+    """What a primary's block `i` is to be called, as a tag."""
+    cdef uint32_t epoch = op.push_tags[i].epoch if op.kind == KIND_PUSH else op.h.epoch
+    cdef uint64_t seq = op.push_tags[i].seq if op.kind == KIND_PUSH else op.h.seq
+    if op.kind == KIND_REPLICATE_DISCARD:
+        seq |= TAG_HOLE
+    tag_set(name, 0 if seq & TAG_HOLE else op.checks[i], epoch, seq & (SEQ_MASK | TAG_HOLE))
+
+
 cdef int apply_tagged(Engine* e, Op* op) noexcept nogil:
-    """A primary's blocks: each is applied only if it is newer than what is here, or what is here cannot be trusted."""
-    cdef Tag* tags = chunk_tags(e, op.chunk)
-    cdef Tag* mine
-    cdef Tag* theirs
-    cdef uint32_t i
-    cdef uint32_t epoch = op.h.epoch
-    cdef uint64_t seq = op.h.seq
+    """A primary's blocks: each is applied only if it is newer than what is here, or what is here cannot be trusted.
+    Those that stand together are written together; holes only of one name."""
+    cdef Tag* mine = chunk_tags(e, op.chunk) + op.first
+    cdef Tag names[1024]
+    cdef uint32_t i = 0, count
     cdef int error = 0
-    for i in range(op.count):
-        mine = &tags[op.first + i]
-        if op.kind == KIND_PUSH:
-            theirs = &op.push_tags[i]
-            epoch = theirs.epoch
-            seq = theirs.seq
-        if not (tag_newer(epoch, seq, mine) or tag_is_unknown(mine) or op.h.flags & FLAG_RESYNC):
-            continue
-        if op.kind == KIND_REPLICATE_DISCARD or seq & TAG_HOLE:
-            error = chunk_discard(e, op.chunk, op.first + i, 1, epoch, seq & SEQ_MASK)
+    cdef bint resync = (op.h.flags & FLAG_RESYNC) != 0
+    while i < op.count and error == 0:
+        count = 0
+        while i + count < op.count:
+            named(op, i + count, &names[count])
+            if not (resync or tag_is_unknown(mine + i + count)
+                    or tag_newer(names[count].epoch, names[count].seq, mine + i + count)):
+                break
+            if count and tag_is_hole(&names[0]) != tag_is_hole(&names[count]):
+                break
+            if count and tag_is_hole(&names[0]) and (names[0].epoch != names[count].epoch
+                                                     or names[0].seq != names[count].seq):
+                break
+            count += 1
+        if count == 0:
+            i += 1
+        elif tag_is_hole(&names[0]):
+            error = chunk_discard(e, op.chunk, op.first + i, count, names[0].epoch, names[0].seq & SEQ_MASK)
         else:
-            error = chunk_write(e, op.chunk, op.first + i, 1, op.data + (i << BLOCK_SHIFT), op.checks + i, epoch,
-                                seq & SEQ_MASK)
-        if error < 0:
-            return error
-    return 0
+            error = chunk_put(e, op.chunk, op.first + i, count, op.data + (<size_t>i << BLOCK_SHIFT), names)
+        i += count
+    return error
 
 
 cdef void apply(Engine* e, Op* op) noexcept nogil:
@@ -459,6 +482,7 @@ cdef void apply(Engine* e, Op* op) noexcept nogil:
             if not prepare_write(e, op):
                 return
             replicate(e, op)
+        forward(e, op)
         op.state = STATE_RUNNING
         if op.kind == KIND_WRITE:
             error = chunk_write(e, op.chunk, op.first, op.count, op.data, op.checks, op.h.epoch, op.seq)
@@ -475,12 +499,14 @@ cdef void apply(Engine* e, Op* op) noexcept nogil:
             error = chunk_discard(e, op.chunk, op.first, op.count, op.h.epoch, op.h.seq)
         else:
             error = apply_tagged(e, op)
+    if error < 0 and op.chunk.learn != LEARN_NOT:
+        learn_stop(e, op.chunk)                            # it may have been sent what is not here
     if error == -ENOSPC:                                   # the host's file system is full: the copies may differ now
         if op.kind == KIND_WRITE or op.kind == KIND_DISCARD:
             unsync(e, op.chunk)
     elif error < 0:
         device_failed(e, &e.devices[op.chunk.device])
-    elif op.kind == KIND_WRITE or op.kind == KIND_REPLICATE:
+    elif op.kind == KIND_WRITE or op.kind == KIND_REPLICATE or op.kind == KIND_PUSH:
         writeback_note(e, &e.devices[op.chunk.device], op.h.length)
     if error == 0 and (op.h.flags & FLAG_COMMIT or volume_commit(e, op.h.volume_id)):
         op.pending |= PENDING_SYNC

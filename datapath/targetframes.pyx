@@ -250,8 +250,12 @@ cdef void pull_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
 
 cdef void look_later(Engine* e, Conn* c, Header* h) noexcept nogil:
     """TAGS and PULL: behind all that came before them, so that the answer is of a copy that has it."""
-    cdef Chunk* chunk = chunk_get(e, h.volume_id, h.chunk_index)
-    cdef Op* op = NULL if chunk == NULL else op_new(e)
+    cdef Chunk* chunk = chunk_find(e, h.volume_id, h.chunk_index)
+    cdef Op* op
+    if chunk == NULL and h.opcode == OP_TAGS:              # nothing has come; most chunks of a large volume
+        tags_answer(e, c, h)
+        return
+    op = NULL if chunk == NULL else op_new(e)
     if op == NULL:
         reply_to(e, c.id, h, ST_BUSY, 0)
         return
@@ -316,7 +320,7 @@ cdef uint32_t place_status(Engine* e, Conn* c, Header* h) noexcept nogil:
     cdef const MapEntry* entry = map_lookup(v, h.chunk_index) if v != NULL else NULL
     if v != NULL and v.user != NULL and (<TargetVolume*>v.user).dropped:
         return ST_NO_VOLUME
-    if entry == NULL or ((h.opcode == OP_REPLICATE or h.opcode == OP_REPLICATE_DISCARD) and h.epoch > entry.epoch):
+    if entry == NULL or h.epoch > entry.epoch:
         map_miss(e, h.volume_id, h.chunk_index >> 10)
     if entry == NULL:
         return ST_NOT_READY

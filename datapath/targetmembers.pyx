@@ -7,9 +7,10 @@ map does not name is given back only on the word of a map that is at least as ne
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from datapath.chunkstore cimport chunk_find, chunk_get, chunk_release
+from datapath.chunkstore cimport chunk_find, chunk_forget, chunk_get, chunk_release
 from datapath.ondisk cimport SLOT_NONE
 from datapath.targetengine cimport EV_LEAVING, emit, op_settle
+from datapath.targetlearn cimport learn_forget
 from datapath.targetlease cimport fence, gate_open, leased
 from datapath.targetpair cimport agreed, ask, peer_ready, unsync
 from datapath.targetstate cimport *
@@ -52,6 +53,7 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
                         uint64_t version) noexcept nogil:
     cdef Chunk* chunk = chunk_find(e, volume_id, index)
     cdef bint leads = entry.primary == e.sds_id
+    cdef bint joins, taught
     if entry.left and entry.left != e.sds_id and (leads or entry.secondary == e.sds_id):
         fence(e, entry.left, version)
     if not leads and entry.left and entry.secondary == e.sds_id:
@@ -60,13 +62,20 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
             chunk = chunk_get(e, volume_id, index)
         if chunk != NULL and chunk.open_epoch < entry.epoch:
             unsync(e, chunk)
+    joins = leads and old.epoch and entry.secondary and entry.secondary != old.secondary
+    if joins and chunk == NULL:
+        chunk = chunk_get(e, volume_id, index)
     if chunk == NULL:
         return
-    chunk.learn = LEARN_NOT
+    taught = chunk.learn == LEARN_TOLD and old.learner == entry.secondary
+    learn_forget(e, chunk)
     e.gated = True
+    if joins and not taught:                               # by somebody else, or it was lost since: they compare
+        unsync(e, chunk)
     if leads:
         if entry.secondary == 0 and chunk.unsynced and not chunk.doubtful:
             agreed(e, chunk)                               # with nobody but itself
+        chunk_forget(e, chunk)                             # of those that have only learned that there is nothing
         return
     refuse_writes(e, chunk)
     if entry.secondary != e.sds_id:

@@ -1,6 +1,7 @@
 # How a pair of SDSs comes to agree again after a lost connection or a crash. Shard's thread only.
 from libc.stdint cimport uint32_t, uint64_t
 from datapath.connection cimport Conn
+from datapath.ondisk cimport Tag
 from datapath.targetstate cimport Chunk, Engine, Session
 from datapath.wire cimport Header
 
@@ -19,6 +20,9 @@ cdef void sync_continue(Engine* e) noexcept nogil
 cdef void peer_lost(Engine* e, Conn* c) noexcept nogil
 # A frame on an outgoing peer connection: the answer to what this SDS asked as primary. 0 or a BAD_ code.
 cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept nogil
+# The head of a PUSH; check values, tags and bytes of its blocks come after it.
+cdef void push_head(Engine* e, Conn* c, uint64_t request_id, const Chunk* chunk, uint32_t first, uint32_t count,
+                    const Tag* tags) noexcept nogil
 # A frame without a body to another SDS.
 cdef void ask(Engine* e, Conn* c, int opcode, uint64_t volume_id, uint32_t index, uint32_t offset, uint32_t length,
               uint32_t flags) noexcept nogil

@@ -9,14 +9,14 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.unistd cimport pread
 from datapath.device cimport device_offset
 from datapath.checksum cimport block_seed, crc32c, verify_range
-from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_get, chunk_intent,
-                                  chunk_tags, chunk_trim, chunk_write)
+from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_find, chunk_get,
+                                  chunk_intent, chunk_tags, chunk_trim, chunk_write)
 from datapath.ondisk cimport SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, Tag
 from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer, tag_set, tag_set_never
 from datapath.targetdurability cimport checkpoint_start, commit_start
-from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIR, apply, emit, map_miss, op_settle, send_body,
-                                    send_head, volume_commit)
-from datapath.targetlearn cimport learn_answer, learner_confirmed
+from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIR, apply, emit, map_miss, op_settle, replication_id,
+                                    send_body, send_head, volume_commit)
+from datapath.targetlearn cimport LEARN_REQUEST, learn_answer, learn_stop, learner_confirmed
 from datapath.targetlease cimport lease_answered
 from datapath.targetmembers cimport entry_of
 from datapath.targetstate cimport *
@@ -31,6 +31,8 @@ cdef void unsync(Engine* e, Chunk* c) noexcept nogil:
     if not c.unsynced:
         c.unsynced = True
         e.unsynced_count += 1
+        if c.learn != LEARN_NOT:
+            learn_stop(e, c)                               # what it agrees on is not forwarded
 
 
 cdef void agreed(Engine* e, Chunk* c) noexcept nogil:
@@ -42,6 +44,7 @@ cdef void agreed(Engine* e, Chunk* c) noexcept nogil:
 
 cdef void ask(Engine* e, Conn* c, int opcode, uint64_t volume_id, uint32_t index, uint32_t offset, uint32_t length,
               uint32_t flags) noexcept nogil:
+    cdef const MapEntry* entry = entry_of(e, volume_id, index)
     cdef Header h
     memset(&h, 0, sizeof(h))
     h.opcode = opcode
@@ -51,6 +54,7 @@ cdef void ask(Engine* e, Conn* c, int opcode, uint64_t volume_id, uint32_t index
     h.length = length
     h.flags = flags
     h.incarnation = e.incarnation
+    h.epoch = 0 if entry == NULL else entry.epoch
     send_head(e, c, &h)
 
 
@@ -148,21 +152,27 @@ cdef bint local_good(Engine* e, Chunk* chunk, Tag* tag, uint32_t block, char* by
     return crc32c(block_seed(chunk.volume_id, chunk.index, block), bytes, BLOCK_SIZE) == tag_check(tag)
 
 
-cdef void push_block(Engine* e, Conn* c, Sync* s, Chunk* chunk, uint32_t block, Tag* tag, char* bytes) noexcept nogil:
+cdef void push_head(Engine* e, Conn* c, uint64_t request_id, const Chunk* chunk, uint32_t first, uint32_t count,
+                    const Tag* tags) noexcept nogil:
     cdef Header h
-    cdef uint32_t check = tag_check(tag)
     memset(&h, 0, sizeof(h))
     h.opcode = OP_PUSH
+    h.request_id = request_id
     h.volume_id = chunk.volume_id
     h.chunk_index = chunk.index
-    h.offset = block << BLOCK_SHIFT
-    h.length = BLOCK_SIZE
+    h.offset = first << BLOCK_SHIFT
+    h.length = count << BLOCK_SHIFT
     h.flags = FLAG_RESYNC
-    h.body_length = 20 + BLOCK_SIZE
-    h.epoch = tag.epoch
-    h.seq = tag.seq
+    h.body_length = 20 * count + h.length
+    h.epoch = tags.epoch
+    h.seq = tags.seq
     h.incarnation = e.incarnation
     send_head(e, c, &h)
+
+
+cdef void push_block(Engine* e, Conn* c, Sync* s, Chunk* chunk, uint32_t block, Tag* tag, char* bytes) noexcept nogil:
+    cdef uint32_t check = tag_check(tag)
+    push_head(e, c, 0, chunk, block, 1, tag)
     send_body(e, c, &check, 4)
     send_body(e, c, tag, 16)
     send_body(e, c, bytes, BLOCK_SIZE)
@@ -295,6 +305,16 @@ cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
         emit(e, EV_PEER_SYNCED, (<Session*>c.user).node_id, s.chunks, s.pulled, s.pushed, NULL, 0)
 
 
+cdef bint elsewhere(Engine* e, uint64_t volume_id, uint32_t index, uint32_t sds_id) noexcept nogil:
+    """Whether we lead the chunk, and the SDS counts for nothing in it."""
+    cdef const MapEntry* entry = entry_of(e, volume_id, index)
+    cdef Chunk* chunk
+    if entry == NULL or entry.primary != e.sds_id or entry.secondary == sds_id:
+        return False
+    chunk = chunk_find(e, volume_id, index)
+    return chunk == NULL or entry.learner != sds_id or chunk.learn < LEARN_TOLD
+
+
 cdef void dirty_list(Engine* e, Conn* c, Header* h, char* body) noexcept nogil:
     cdef uint64_t volume_id
     cdef uint32_t index, i
@@ -302,7 +322,7 @@ cdef void dirty_list(Engine* e, Conn* c, Header* h, char* body) noexcept nogil:
     for i in range(h.body_length // 16):
         memcpy(&volume_id, body + 16 * i, 8)
         memcpy(&index, body + 16 * i + 8, 4)
-        chunk = chunk_get(e, volume_id, index)
+        chunk = NULL if elsewhere(e, volume_id, index, (<Session*>c.user).node_id) else chunk_get(e, volume_id, index)
         if chunk != NULL:
             unsync(e, chunk)
             chunk.peer_doubtful = body[16 * i + 12] != 0
@@ -319,19 +339,23 @@ cdef void dirty_list(Engine* e, Conn* c, Header* h, char* body) noexcept nogil:
 
 cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept nogil:
     cdef Sync* s = &e.syncs[c.id & (CONNS_MAX - 1)]
-    cdef uint32_t at
+    cdef uint32_t at, waits
+    cdef uint32_t sds_id = (<Session*>c.user).node_id
     cdef Op* op
+    if h.request_id & LEARN_REQUEST:
+        return learn_answer(e, c, h, body)
     if h.opcode == (OP_REPLICATE | OP_REPLY) or h.opcode == (OP_REPLICATE_DISCARD | OP_REPLY):
         at = <uint32_t>h.request_id
-        if at >= e.op_count or e.ops[at].serial != <uint32_t>(h.request_id >> 32):
+        if at >= e.op_count or replication_id(e.ops[at]) != h.request_id or e.ops[at].chunk == NULL:
             return 0                                       # settled meanwhile by the pair's agreement
         op = e.ops[at]
-        if op.chunk == NULL:
-            return 0
-        if op.pending & PENDING_LEARNER and op.learner_id == (<Session*>c.user).node_id:
-            learner_confirmed(e, op, h.status)
-            return 0
-        if not op.pending & PENDING_REMOTE or op.remote_id != (<Session*>c.user).node_id:
+        waits = PENDING_REMOTE if op.pending & PENDING_REMOTE and op.remote_id == sds_id else 0
+        if op.pending & PENDING_LEARNER and op.learner_id == sds_id:
+            waits = PENDING_LEARNER
+            if h.status == ST_OK or not is_secondary(e, op.chunk, sds_id):
+                learner_confirmed(e, op, h.status)
+                return 0
+        if not waits:
             return 0
         if op.state == STATE_REMOTE_FIRST:
             if h.status != ST_OK:
@@ -343,7 +367,7 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
         if h.status != ST_OK:
             unsync(e, op.chunk)                            # applied here, not there
             s.failed = s.failed or s.chunk == op.chunk     # also when its agreement has looked already
-        op_settle(e, op, PENDING_REMOTE, h.status)
+        op_settle(e, op, waits, h.status)
         return 0
     if h.opcode == (OP_DIRTY | OP_REPLY):
         if h.status != ST_OK:
@@ -353,8 +377,6 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
     if h.opcode == (OP_PING | OP_REPLY) and h.op_id:
         lease_answered(e, c, h)
         return 0
-    if h.request_id:
-        return learn_answer(e, c, h, body)
     if h.opcode == (OP_PING | OP_REPLY):
         return 0
     if s.chunk == NULL or h.volume_id != s.chunk.volume_id or h.chunk_index != s.chunk.index:

@@ -6,6 +6,7 @@ from datapath.connection cimport Buf, Conn, Pool
 from datapath.histogram cimport Histogram
 from datapath.iopool cimport IoPool, Job
 from datapath.ondisk cimport Tag
+from datapath.ratelimit cimport RateLimit
 from datapath.ring cimport Ring
 from datapath.volumemap cimport VolumeMap
 from datapath.wire cimport Header
@@ -18,6 +19,8 @@ cdef enum:
     CAPABILITY_SIZE = 64
     CAPABILITIES_ASKED_MAX = 64      # that one connection may have waiting for an answer
     SDS_IDS = 65536                  # map entries hold them in 16 bits
+    LEARNED_MAX = 1024               # chunks that wait for a learner's disk
+    RATES_MAX = 64                   # pools
 
 cdef enum ConnKind:
     CONN_CLIENT = 1
@@ -33,6 +36,7 @@ cdef enum OpKind:
     KIND_REPLICATE_DISCARD = 6
     KIND_PUSH = 7
     KIND_LOOK = 8                    # TAGS or PULL
+    KIND_COPY = 9                    # to a learner
 
 cdef enum OpState:
     STATE_QUEUED = 0                 # behind an overlapping operation
@@ -51,6 +55,7 @@ cdef enum Learn:
     LEARN_COPYING = 1                # writes go to the learner too; what differs is being sent
     LEARN_WHOLE = 2                  # the learner has everything, maybe not on its disk
     LEARN_TOLD = 3                   # the MDM was asked to let it join: it counts as a member until the map says more
+    LEARN_LOST = 4                   # the same, and it may lack something by now
 
 cdef struct Grant:
     uint64_t volume_id
@@ -65,6 +70,47 @@ cdef struct Session:                 # Conn.user
     uint32_t grant_count
     uint32_t grant_next              # when all are taken: the oldest, which makes room
     Grant grants[64]
+
+cdef struct Learning:                # a chunk that learns: there is one while its state is LEARN_COPYING
+    uint64_t serial
+    Chunk* chunk
+    uint32_t epoch
+    uint32_t pool_id
+    bint here                        # had a slot here when it began
+    bint compared                    # the learner's tags have come, `differs` says what to send
+    bint discard                     # it is not here: the learner is to give its slot back
+    bint again                       # it was given a slot here, or lost it: compare once more
+    uint32_t left                    # blocks still to send
+    uint32_t at                      # the first that may be among them
+    uint32_t steps                   # operations under way
+    uint32_t pushes                  # frames not yet confirmed
+    uint8_t differs[128]
+    Learning* next
+
+cdef struct Learned:                 # whole, as far as the learner's memory goes
+    uint64_t volume_id
+    uint32_t index
+    uint32_t epoch
+    uint64_t serial
+
+cdef struct Learner:                 # what goes on with a peer that learns from us
+    Learning* first
+    uint32_t count
+    uint32_t here                    # of these: with a slot here
+    uint32_t steps                   # operations under way, also of chunks that learn no more
+    uint32_t pushes                  # frames not yet confirmed
+    uint64_t retry_ns                # it had no room, or its disk failed: nothing begins before
+    uint64_t since_ns                # the oldest of `whole`
+    uint64_t commit_id               # the request that has it sync its disks
+    uint32_t whole_count
+    uint32_t syncing_count
+    Learned whole[1024]
+    Learned syncing[1024]
+
+cdef struct LearnRate:
+    uint32_t pool_id
+    uint64_t bytes_per_second        # 0: nothing is copied
+    RateLimit limit
 
 cdef struct Peer:                    # another SDS, from the first connection or map entry that names it
     uint32_t sds_id
@@ -81,6 +127,7 @@ cdef struct Peer:                    # another SDS, from the first connection or
     uint64_t version                 # the newest map it has said it knows
     uint64_t heard_ns                # when it last granted us a lease, or we connected; 0: never
     uint64_t silent_told_ns
+    Learner* learner                 # NULL: it has never learned from us
     Peer* next
 
 cdef struct TargetVolume:            # MapVolume.user
@@ -106,6 +153,8 @@ cdef struct Chunk:
     bint doubtful                    # ours may lack something, since we have restarted and not compared it yet
     bint peer_doubtful               # the other SDS has said the same of its copy
     uint8_t learn                    # LEARN_*
+    uint64_t learn_serial            # which time it learns
+    uint64_t learn_retry_ns          # it could not: not tried again before
     uint32_t open_epoch              # the primary has said that whoever left before this epoch serves no more
     uint64_t retry_ns                # unsynced: the agreement failed, not tried again before
     Chunk* hash_next
@@ -130,7 +179,7 @@ cdef struct Op:
     uint32_t count
     uint64_t seq
     uint16_t remote_id               # who has to confirm it: PENDING_REMOTE
-    uint16_t learner_id              # PENDING_LEARNER
+    uint16_t learner_id              # PENDING_LEARNER, KIND_COPY
     uint64_t started_ns
     int fd
     uint64_t offset
@@ -171,6 +220,7 @@ cdef struct Counters:
     uint64_t read_ops, read_bytes, read_ns, write_ops, write_bytes, write_ns, replicate_ops, replicate_bytes
     uint64_t flush_ops, flush_ns, discard_ops, reads_inline, reads_pooled, checksum_errors, journal_commits, checkpoints
     uint64_t bad_frames, leases_lapsed, turn_max_ns
+    uint64_t resync_bytes, resync_chunks, resync_left
     uint32_t clients, peers, queue_depth
 
 cdef struct Engine:
@@ -210,6 +260,18 @@ cdef struct Engine:
     uint32_t miss_count
     uint64_t reserved
     uint32_t unsynced_count
+    uint64_t learn_serial
+    Peer* learn_peer                 # that had its turn last
+    bint learn_room                  # a chunk has ended learning: others may begin
+    uint32_t learn_reads             # copies that a pool thread reads
+    uint32_t learn_volume            # the search for chunks that are to learn: place in the map's table
+    uint32_t learn_chunk
+    uint64_t learn_left              # found so far in this round
+    bint learn_single                # of chunks with one copy
+    bint learn_all                   # this round takes chunks with two copies too
+    uint32_t learn_rate_count
+    LearnRate learn_rates[64]
+    int wait_ms                      # how long the loop may sleep
     bint purging
     bint stopping
     bint writeback_running

@@ -9,6 +9,7 @@ from datapath.ondisk cimport SLOT_NONE
 from datapath.ring cimport Message
 from datapath.targetdurability cimport checkpoint_start
 from datapath.targetengine cimport EV_PURGED, EV_VOLUMES, emit, map_miss, op_settle
+from datapath.targetlearn cimport learn_forget
 from datapath.targetmembers cimport entry_changed
 from datapath.targetpair cimport agreed, sync_continue
 from datapath.targetstate cimport *
@@ -103,8 +104,9 @@ cdef void settle_purged(Engine* e, Chunk* c) noexcept nogil:
     """Ends what waits for the other copy: a chunk whose volume is gone will not agree with it again."""
     cdef Op* op = c.ops
     while op != NULL:
-        if op.pending & PENDING_REMOTE:
-            op_settle(e, op, PENDING_REMOTE | (PENDING_LOCAL if op.state == STATE_REMOTE_FIRST else 0), ST_NO_VOLUME)
+        if op.pending & (PENDING_REMOTE | PENDING_LEARNER):
+            op_settle(e, op, PENDING_REMOTE | PENDING_LEARNER | (
+                PENDING_LOCAL if op.state == STATE_REMOTE_FIRST else 0), ST_NO_VOLUME)
             op = c.ops                                     # the list has changed: from the start
         else:
             op = op.next
@@ -129,6 +131,7 @@ cdef void purge(Engine* e) noexcept nogil:
             c = e.table[at]
             while c != NULL:
                 if c.volume_id == v.volume_id:
+                    learn_forget(e, c)
                     settle_purged(e, c)
                     agreed(e, c)
                     if c.slot != SLOT_NONE:

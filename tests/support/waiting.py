@@ -27,6 +27,11 @@ def poll_until(condition: Callable[[], T], timeout_seconds: float = TIMEOUT_SECO
         time.sleep(POLL_SECONDS)
 
 
+async def pass_time(seconds: float) -> None:
+    """For tests that vary the moment at which something happens, or show that nothing does; not for waiting."""
+    await trio.sleep(seconds)
+
+
 async def poll_until_async(
     condition: Callable[[], Awaitable[T] | T], timeout_seconds: float = TIMEOUT_SECONDS, what: str = ""
 ) -> T:
