@@ -454,9 +454,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _up(arguments: argparse.Namespace) -> int:
-    shape = Shape(
-        arguments.sds, arguments.sdcs, arguments.devices, arguments.device_mib * MIB, arguments.fault_sets
-    )
+    shape = Shape(arguments.sds, arguments.sdcs, arguments.devices, arguments.device_mib * MIB, arguments.fault_sets)
     hosts = Hosts.make(arguments.name, shape, loopback=arguments.loopback)
     try:
         hosts.begin()

@@ -1,4 +1,4 @@
-"""The network between "hosts" on one machine: a namespace each with a switch between them, or addresses of the loopback.
+"""The network of "hosts" on one machine: a namespace each with a switch between them, or addresses of the loopback.
 
 ``Namespaces``: each host is a network namespace with one interface, ``eth0``; a switch (a bridge in a namespace of its
 own) joins them; one more link goes from the switch to this machine, so that it can administer what runs in there. A cut
