@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from itertools import count
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools.soak.history import NEVER, Operation, last_value, problems
+from tools.soak.history import NEVER, Operation, judge, last_value, problems
 
 INITIAL = 0
 
@@ -143,16 +144,41 @@ def has_an_order(operations: list[Operation], register: int) -> bool:
 short_times = st.tuples(st.integers(0, 8), st.integers(0, 8)).map(sorted)
 
 
-@settings(max_examples=500)
-@given(
+histories = st.tuples(
     st.lists(st.tuples(short_times, st.booleans()), max_size=3),
     st.lists(st.tuples(short_times, st.integers(0, 3)), max_size=5),
 )
-def test_the_verdict_is_that_of_trying_every_order(
-    writes: list[tuple[list[int], bool]], reads: list[tuple[list[int], int]]
-) -> None:
+
+
+def of_times(writes: list[tuple[list[int], bool]], reads: list[tuple[list[int], int]]) -> list[Operation]:
     history = [
         write(number, begin, end if answered else NEVER) for number, ((begin, end), answered) in enumerate(writes, 1)
     ]
-    history += [read(value, begin, end) for (begin, end), value in reads]
+    return history + [read(value, begin, end) for (begin, end), value in reads]
+
+
+@settings(max_examples=500)
+@given(histories)
+def test_the_verdict_is_that_of_trying_every_order(drawn: tuple[list[Any], list[Any]]) -> None:
+    history = of_times(*drawn)
     assert (problems(history, INITIAL) == []) == has_an_order(history, INITIAL)
+
+
+@settings(max_examples=500)
+@given(histories, st.sets(st.integers(1, 3)))
+def test_writes_that_may_happen_again_are_excused_for_that_alone(
+    drawn: tuple[list[Any], list[Any]], may_again: set[int]
+) -> None:
+    history = of_times(*drawn)
+    again = [write(one.value, one.begin) for one in history if one.is_write and one.value in may_again]
+    verdict = judge(history, INITIAL, may_again)
+    assert (verdict.problems == []) == has_an_order(history + again, INITIAL)
+    if not may_again or has_an_order(history, INITIAL):
+        assert verdict.again == []
+
+
+def test_what_was_carried_out_again_is_named() -> None:
+    history = BAD["applied twice, as readers see"]
+    assert judge(history, INITIAL, {1}) == ([], [1])
+    assert judge(history, INITIAL, {2}).problems
+    assert judge(BAD["a lost write"], INITIAL, {1}).problems

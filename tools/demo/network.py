@@ -31,7 +31,7 @@ SWITCH = "switch"
 LINK_PREFIX = "pfvh"  # interface names have 15 letters at most
 NAME = re.compile(r"[a-z0-9]{1,11}")
 # Set aside for tests of networks (RFC 2544): no real host has such an address.
-RANGE = ipaddress.ip_network("198.18.0.0/15")
+RANGE = ipaddress.IPv4Network("198.18.0.0/15")
 TOOL_SECONDS = 30
 TABLE = "inet pfvol"
 RULES = f"""table {TABLE} {{
@@ -185,11 +185,11 @@ def _alone() -> Iterator[None]:
 
 def _free_subnet() -> ipaddress.IPv4Network:
     routes = json.loads(_ip("-j", "route", "show", "table", "all", "type", "unicast"))
-    used = [ipaddress.ip_network(route["dst"], strict=False) for route in routes if route["dst"] != "default"]
+    destinations = [route["dst"] for route in routes if route["dst"] != "default"]
+    used = [ipaddress.IPv4Network(text, strict=False) for text in destinations if ":" not in text]
     candidates = list(RANGE.subnets(new_prefix=24))
     for subnet in random.sample(candidates, len(candidates)):
-        if not any(subnet.overlaps(network) for network in used if network.version == 4):
-            assert isinstance(subnet, ipaddress.IPv4Network)
+        if not any(subnet.overlaps(network) for network in used):
             return subnet
     raise NetworkError(f"no free network in {RANGE}: ip route shows what is there")
 
