@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -124,21 +126,24 @@ def test_one_read_of_an_overwritten_value_is_caught(seed: int, clients: int, ope
         assert problems(history, INITIAL)
 
 
-def has_an_order(operations: list[Operation], register: int) -> bool:
+def has_an_order(history: Iterable[Operation], register: int) -> bool:
     """By trying: the slow way to know, for short histories."""
-    if all(one.end == NEVER for one in operations):
-        return True
-    for one in operations:
-        if any(other.end < one.begin for other in operations):
-            continue
-        rest = [other for other in operations if other is not one]
-        if one.is_write and has_an_order(rest, one.value):
+
+    @cache
+    def order(operations: frozenset[tuple[int, Operation]], register: int) -> bool:
+        if all(one.end == NEVER for _, one in operations):
             return True
-        if one.is_write and one.end == NEVER and has_an_order(rest, register):
-            return True
-        if not one.is_write and one.value == register and has_an_order(rest, register):
-            return True
-    return False
+        for number, one in operations:
+            if any(other.end < one.begin for _, other in operations):
+                continue
+            rest = operations - {(number, one)}
+            if one.is_write and (order(rest, one.value) or (one.end == NEVER and order(rest, register))):
+                return True
+            if not one.is_write and one.value == register and order(rest, register):
+                return True
+        return False
+
+    return order(frozenset(enumerate(history)), register)
 
 
 short_times = st.tuples(st.integers(0, 8), st.integers(0, 8)).map(sorted)

@@ -39,6 +39,7 @@ ERROR_PAUSE_SECONDS = 0.01
 NANO = 1e-9
 
 Place = tuple[int, int]  # volume, block
+Io = Callable[[int, Sequence[memoryview], int], int]
 
 
 @dataclass

@@ -168,6 +168,17 @@ class Happened:
     def kind(self) -> str:
         return "+".join(fault.kind for fault in self.faults)
 
+    @property
+    def is_forgetful(self) -> bool:
+        """Whether all servers that know of an operation may have been restarted: one was, and another was away.
+
+        Then a write that was not answered yet may be carried out again (docs/internals/protocol.md).
+        """
+        disturbed = {host for fault in self.faults for host in fault.hosts if host != MDM}
+        killed = {host for fault in self.faults if fault.kind.startswith("kill") for host in fault.hosts if host != MDM}
+        cut = any(fault.kind.startswith("cut") for fault in self.faults)
+        return bool(killed) and (cut or len(disturbed) > 1)
+
 
 class Journal:
     """One JSON document a line, written as it happens; times in seconds since the start of the run."""
@@ -213,7 +224,8 @@ class Soak:
             self.growth.look()
             ended = time.monotonic()
         self._measure(self.happened[first:], logs, ended)
-        seen = self.load.judge([*logs.values(), *self.load.read_back()])
+        forgetful = [(one.begun, one.recovered) for one in self.happened[first:] if one.is_forgetful]
+        seen = self.load.judge([*logs.values(), *self.load.read_back()], forgetful)
         if self.load.problems:
             return
         stall = max((max(one.stalls.values()) for one in self.happened[first:]), default=0.0)
@@ -310,10 +322,15 @@ def soak(hosts: Hosts, arguments: argparse.Namespace, journal: Journal) -> list[
             run.read_each_copy()
     run.print_table()
     faults = sum(len(one.faults) for one in run.happened)
-    print(f"{faults} faults, {load.operations} blocks read and written, {load.errors} IO errors", flush=True)
+    print(
+        f"{faults} faults, {load.operations} blocks read and written, {load.errors} IO errors, "
+        f"{load.again} unanswered writes carried out again after both servers had restarted",
+        flush=True,
+    )
     for line in load.evidence:
         journal.write("seen", operation=line)
-    journal.write("verdict", faults=faults, operations=load.operations, errors=load.errors, problems=load.problems)
+    counts = {"faults": faults, "operations": load.operations, "errors": load.errors, "again": load.again}
+    journal.write("verdict", **counts, problems=load.problems)
     if load.problems:
         print(logs_of(hosts))
     return load.problems

@@ -56,6 +56,7 @@ class Load:
     evidence: list[str] = field(default_factory=list)  # all that was seen of the first block that is wrong
     operations: int = 0
     errors: int = 0
+    again: int = 0  # writes that were carried out twice where that is allowed for
     _programs: int = 0
 
     @contextmanager
@@ -113,8 +114,11 @@ class Load:
             if code:
                 raise SoakError(f"a program that reads and writes ended with {code}")
 
-    def judge(self, paths: Sequence[Path]) -> Log:
-        """Adds what is wrong with what these logs, a round with its read-back, say; removes them."""
+    def judge(self, paths: Sequence[Path], forgetful: Sequence[tuple[float, float]] = ()) -> Log:
+        """Adds what is wrong with what these logs, a round with its read-back, say; removes them.
+
+        ``forgetful``: from when to when all servers that know of an operation may have been restarted.
+        """
         everything = Log()
         for path in paths:
             everything.read(path)
@@ -125,12 +129,22 @@ class Load:
         self.problems += everything.torn[:PROBLEMS_SHOWN]
         for place, operations in sorted(everything.operations.items()):
             before = self.known.get(place, 0)
-            found = history.problems(operations, before)
+            found, again = history.judge(operations, before, _under_way(operations, forgetful))
+            self.again += len(again)
             if found and not self.evidence:
                 self.evidence = [f"{place} had {before:#x}", *map(str, sorted(operations, key=lambda one: one.begin))]
             self.problems += [f"volume {place[0]} block {place[1]}: {problem}" for problem in found]
             self.known[place] = history.last_value(operations, before)
         return everything
+
+
+def _under_way(operations: Sequence[history.Operation], spans: Sequence[tuple[float, float]]) -> set[int]:
+    """The writes that were not answered yet at some moment of these."""
+    return {
+        one.value
+        for one in operations
+        if one.is_write and any(one.begin < until and one.end > since for since, until in spans)
+    }
 
 
 @dataclass
