@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import ipaddress
 import json
+import os
 import random
 import re
 import shutil
@@ -39,6 +40,8 @@ RULES = f"""table {TABLE} {{
     chain input {{ type filter hook input priority 0; ip saddr @cut drop; }}
 }}
 """
+# Where ip and nft are is not always on the path.
+_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 
 class NetworkError(Exception):
@@ -94,7 +97,7 @@ class Namespaces:
         if not NAME.fullmatch(name):
             raise NetworkError(f"{name!r} is no name for a network: 1 to 11 of a-z 0-9")
         for tool in ("ip", "nft", "nsenter"):
-            if not shutil.which(tool):
+            if not _tool(tool):
                 raise NetworkError(f"{tool} is not installed: namespaces need iproute2, nftables and util-linux")
         with _alone():
             if names := _namespaces(name):
@@ -167,7 +170,7 @@ def networks() -> list[str]:
 
 def _namespaces(network: str | None) -> list[str]:
     """Of one network, or of all."""
-    if not shutil.which("ip"):
+    if not _tool("ip"):
         return []
     words = (line.split()[0] for line in _ip("netns", "list").splitlines() if line.strip())
     prefix = f"{PREFIX}-{network}-" if network else f"{PREFIX}-"
@@ -198,8 +201,16 @@ def _ip(*arguments: str) -> str:
     return _run(["ip", *arguments])
 
 
+def _tool(name: str) -> str | None:
+    return shutil.which(name, path=_PATH)
+
+
 def _run(argv: list[str], words: str = "") -> str:
-    done = subprocess.run(argv, input=words, capture_output=True, text=True, timeout=TOOL_SECONDS, check=False)
+    argv = [_tool(argv[0]) or argv[0], *argv[1:]]
+    environment = os.environ | {"PATH": _PATH}
+    done = subprocess.run(
+        argv, input=words, capture_output=True, text=True, timeout=TOOL_SECONDS, check=False, env=environment
+    )
     if done.returncode:
         raise NetworkError(f"{' '.join(argv)} failed: {done.stderr.strip()}")
     return done.stdout

@@ -29,7 +29,6 @@ from pathlib import Path
 from pfvol.errors import Error
 from tools.demo.hosts import MDM, Hosts, HostsError, Shape, cluster
 from tools.demo.network import NetworkError
-from tools.soak.clients import Log
 from tools.soak.load import Load, Pattern, logs_of, two_copies
 from tools.soak.world import SoakError
 
@@ -73,6 +72,7 @@ class Failover:
 
     hosts: Hosts
     rng: random.Random
+    load: Load
 
     def begin(self) -> None:
         for volume in (FIO_VOLUME, WRITERS_VOLUME):
@@ -109,8 +109,7 @@ class Failover:
     def writers(self, fault: str, seconds: float) -> Measured:
         """``hangs``: SIGSTOP of an SDS for so long; ``mdm``: the MDM is killed for so long."""
         host = MDM if fault == "mdm" else self.rng.choice(self.hosts.shape.servers)
-        load = Load(self.hosts, [WRITERS_VOLUME], Pattern(blocks=8000, threads=4, rate=0, writes=1.0))
-        with load.running(self.rng.randrange(2**31)) as logs:
+        with self.load.running(self.rng.randrange(2**31)) as logs:
             time.sleep(self.rng.uniform(*LOAD_SECONDS))
             begun = time.monotonic()
             if fault == "mdm":
@@ -124,12 +123,9 @@ class Failover:
                 self.hosts.thaw(host)
             recovered = self.hosts.await_health(HEALTH_SECONDS)
             ended = time.monotonic()
-        seen = Log()
-        for path in logs.values():
-            seen.read(path)
-            path.unlink()
-        if seen.errors:
-            raise SoakError(f"{len(seen.errors)} IO errors: {seen.errors[0]}")
+        seen = self.load.judge([*logs.values(), *self.load.read_back()])
+        if self.load.problems:
+            raise SoakError("\n".join(self.load.problems))
         stall, slowest = seen.longest_stall(begun, ended), seen.slowest(begun, ended)
         return Measured(fault, host, round(stall, 3), round(slowest, 3), round(recovered, 3), len(seen.ended))
 
@@ -168,7 +164,8 @@ def problems(measured: Sequence[Measured], arguments: argparse.Namespace) -> lis
 
 
 def run(hosts: Hosts, arguments: argparse.Namespace, measured: list[Measured]) -> list[str]:
-    failover = Failover(hosts, random.Random(arguments.seed))
+    load = Load(hosts, [WRITERS_VOLUME], Pattern(blocks=8000, threads=4, rate=0, writes=1.0))
+    failover = Failover(hosts, random.Random(arguments.seed), load)
     failover.begin()
     for number in range(1, arguments.kills + 1):
         measured.append(failover.killed())
