@@ -116,15 +116,15 @@ class Namespaces:
         _ip("-n", switch, "link", "add", "bridge", "type", "bridge", "stp_state", "0", "mcast_snooping", "0")
         _ip("-n", switch, "link", "set", "bridge", "up")
         _ip("link", "add", link, "type", "veth", "peer", "name", "control", "netns", switch)
-        _ip("-n", switch, "link", "set", "control", "master", "bridge", "up")
+        _ip("-n", switch, "link", "set", "dev", "control", "master", "bridge", "up")
         _ip("address", "add", address, "dev", link)
-        _ip("link", "set", link, "up")
+        _ip("link", "set", "dev", link, "up")
 
     def _make_host(self, host: str, prefix_length: int) -> None:
         namespace, switch = self._namespace(host), self._namespace(SWITCH)
         _ip("netns", "add", namespace)
         _ip("link", "add", "eth0", "netns", namespace, "type", "veth", "peer", "name", host, "netns", switch)
-        _ip("-n", switch, "link", "set", host, "master", "bridge", "up")
+        _ip("-n", switch, "link", "set", "dev", host, "master", "bridge", "up")
         _ip("-n", namespace, "address", "add", f"{self.addresses[host]}/{prefix_length}", "dev", "eth0")
         _ip("-n", namespace, "link", "set", "eth0", "up")
         _ip("-n", namespace, "link", "set", "lo", "up")
@@ -159,7 +159,7 @@ def remove(name: str) -> list[str]:
         _ip("netns", "delete", namespace)
     link = f"{LINK_PREFIX}{name}"
     if namespaces and any(entry["ifname"] == link for entry in json.loads(_ip("-j", "link"))):
-        _ip("link", "delete", link)  # It would go with the switch, a moment later.
+        _ip("link", "delete", "dev", link)  # It would go with the switch, a moment later.
     return namespaces
 
 

@@ -36,7 +36,7 @@ RUN_BLOCKS_MAX = 16
 HOT_BLOCKS = 32
 HOT_SHARE, RUN_SHARE = 0.5, 0.2
 ERROR_PAUSE_SECONDS = 0.01
-NANO = 1e-9
+NANOSECONDS = 10**9
 
 Place = tuple[int, int]  # volume, block
 Io = Callable[[int, Sequence[memoryview], int], int]
@@ -169,7 +169,7 @@ class Log:
         written: dict[tuple[Place, int], Operation] = {}
         for record in RECORD.iter_unpack(content[: len(content) // RECORD.size * RECORD.size]):
             kind, volume, failure, block, stamp, begin_ns, end_ns = record
-            begin, end, place = begin_ns * NANO, end_ns * NANO, (volume, block)
+            begin, end, place = begin_ns / NANOSECONDS, end_ns / NANOSECONDS, (volume, block)
             if kind == WILL_WRITE:
                 written[place, stamp] = Operation(begin, NEVER, stamp, True)
                 continue
