@@ -62,8 +62,7 @@ class Shape:
 
     sds: int = 3
     sdcs: int = 2
-    devices: int = 2
-    device_size_bytes: int = 512 * MIB
+    sds_bytes: int = 1024 * MIB
     fault_sets: int = 0
 
     @property
@@ -181,7 +180,6 @@ class Hosts:
         """Starts every node and makes protection domain, SDSs and pool; returns when all SDSs serve."""
         self.start(*self.shape.nodes)
         self.await_answer()
-        capacity_bytes = self.shape.devices * self.shape.device_size_bytes
         with self.client() as client:
             client.post("/pd/create", name=PD)
             sets = [f"fs{number}" for number in range(1, self.shape.fault_sets + 1)]
@@ -190,10 +188,10 @@ class Hosts:
             for index, sds in enumerate(self.shape.servers):
                 fault_set = sets[index % len(sets)] if sets else None
                 body = {"name": sds, "node": sds, "fault_set_id": fault_set}
-                client.post("/sds/add", pd_id=PD, capacity_bytes=capacity_bytes, **body)
+                client.post("/sds/add", pd_id=PD, capacity_bytes=self.shape.sds_bytes, **body)
         self.await_servers()
         with self.client() as client:
-            net_bytes = capacity_bytes * self.shape.sds // 2
+            net_bytes = self.shape.sds_bytes * self.shape.sds // 2
             client.post("/pool/create", pd_id=PD, name=POOL, policy="two_copies", capacity_bytes=net_bytes)
             for sdc in self.shape.clients:
                 client.post("/sdc/add", name=sdc)
@@ -340,9 +338,6 @@ class Hosts:
         lines += [f"data_dir = {json.dumps(str(self.directory(node)))}"]
         lines += [f"bind = {json.dumps(self.network.addresses[node])}"]
         lines += ["[cluster]", f"mdm = {json.dumps(self.control_address)}"]
-        if node != MDM:
-            lines += ["[sds]", f"devices = {self.shape.devices}"]
-            lines += [f"device_size_bytes = {self.shape.device_size_bytes}"]
         return "\n".join(lines) + "\n"
 
     @staticmethod
@@ -427,8 +422,7 @@ def _parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", help="make and start them")
     up.add_argument("--sds", type=int, default=3)
     up.add_argument("--sdcs", type=int, default=2)
-    up.add_argument("--devices", type=int, default=2, help="of each SDS")
-    up.add_argument("--device-mib", type=int, default=512)
+    up.add_argument("--sds-mib", type=int, default=1024, help="what each SDS has room for")
     up.add_argument("--fault-sets", type=int, default=0)
     up.add_argument("--loopback", action="store_true", help="addresses of the loopback instead of namespaces")
     run = commands.add_parser("run", help="run a command on a host")
@@ -454,7 +448,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _up(arguments: argparse.Namespace) -> int:
-    shape = Shape(arguments.sds, arguments.sdcs, arguments.devices, arguments.device_mib * MIB, arguments.fault_sets)
+    shape = Shape(arguments.sds, arguments.sdcs, arguments.sds_mib * MIB, arguments.fault_sets)
     hosts = Hosts.make(arguments.name, shape, loopback=arguments.loopback)
     try:
         hosts.begin()
