@@ -91,6 +91,7 @@ class Hosts:
         self.shape = shape
         self.network = network
         self.base = directory_of(name)
+        self.kept = False  # set by who wants to look at it: `cluster` then cleans up nothing
         self._processes: dict[str, childprocess.Identity] = {}
 
     @classmethod
@@ -390,17 +391,15 @@ def _undisturbed() -> Iterator[None]:
 
 
 @contextmanager
-def cluster(name: str, shape: Shape, *, loopback: bool = False, keep: bool = False) -> Iterator[Hosts]:
-    """Hosts with a cluster that serves, for as long as the block runs; ``keep`` leaves those whose block failed."""
+def cluster(name: str, shape: Shape, *, loopback: bool = False) -> Iterator[Hosts]:
+    """Hosts with a cluster that serves, for as long as the block runs."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # As Ctrl-C: what is being done is left, and cleaned up.
     hosts = Hosts.make(name, shape, loopback=loopback)
-    failed = True
     try:
         hosts.begin()
         yield hosts
-        failed = False
     finally:
-        if keep and failed:
+        if hosts.kept:
             print(f"The hosts are left as they are; this ends them: python -m tools.demo.hosts --name {name} clean")
         else:
             clean(name)

@@ -206,11 +206,13 @@ def main() -> int:
     measured: list[Measured] = []
     shape, loopback = Shape(sds=arguments.sds, sdcs=1), not arguments.namespaces
     try:
-        with cluster(arguments.name, shape, loopback=loopback, keep=arguments.keep) as hosts:
+        with cluster(arguments.name, shape, loopback=loopback) as hosts:
             try:
                 found = run(hosts, arguments, measured)
+                hosts.kept = arguments.keep and bool(found)
             except (SoakError, HostsError, Error):
                 print(logs_of(hosts))
+                hosts.kept = arguments.keep
                 raise
     except (SoakError, HostsError, NetworkError, Error, OSError, subprocess.TimeoutExpired) as error:
         found = [str(error)]
