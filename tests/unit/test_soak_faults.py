@@ -119,7 +119,7 @@ def test_fios_words_are_understood() -> None:
 
 def test_stalls_that_are_too_long_are_named() -> None:
     def problems(*stalls: float, fault: str = "killed") -> list[str]:
-        measured = [failover.Measured(fault, "sds1", stall, stall, 1.0, 100) for stall in stalls]
+        measured = [failover.Measured(fault, "sds1", 0.01, stall, stall, 1.0, 100) for stall in stalls]
         assert len(failover.table(measured)) == (2 if stalls else 1)
         return failover.problems(measured, argparse.Namespace(median_max=1.0, stall_max=3.0, mdm_stall_max=0.1))
 

@@ -55,6 +55,7 @@ class Measured:
 
     fault: str
     host: str
+    before_seconds: float  # the longest stall of the same load before the fault: what the machine does by itself
     stall_seconds: float
     slowest_io_seconds: float
     recovered_seconds: float  # from the moment the server was there again until health was OK
@@ -103,13 +104,15 @@ class Failover:
         if not ended or min(ended) > begun - LOAD_SECONDS[0] / 2:
             raise SoakError("fio had not begun when the server was killed: the machine is too busy to measure anything")
         slowest = max(int(row[1]) for row in rows) / 1e9
-        stall = longest_gap(ended)
-        return Measured("killed", sds, round(stall, 3), round(slowest, 3), round(recovered, 3), len(rows))
+        before, stall = longest_gap(at for at in ended if at < begun), longest_gap(ended)
+        figures = (round(seconds, 3) for seconds in (before, stall, slowest, recovered))
+        return Measured("killed", sds, *figures, len(rows))
 
     def writers(self, fault: str, seconds: float) -> Measured:
         """``hangs``: SIGSTOP of an SDS for so long; ``mdm``: the MDM is killed for so long."""
         host = MDM if fault == "mdm" else self.rng.choice(self.hosts.shape.servers)
         with self.load.running(self.rng.randrange(2**31)) as logs:
+            started = time.monotonic()
             time.sleep(self.rng.uniform(*LOAD_SECONDS))
             begun = time.monotonic()
             if fault == "mdm":
@@ -126,8 +129,9 @@ class Failover:
         seen = self.load.judge([*logs.values(), *self.load.read_back()])
         if self.load.problems:
             raise SoakError("\n".join(self.load.problems))
-        stall, slowest = seen.longest_stall(begun, ended), seen.slowest(begun, ended)
-        return Measured(fault, host, round(stall, 3), round(slowest, 3), round(recovered, 3), len(seen.ended))
+        before, stall = seen.longest_stall(started, begun), seen.longest_stall(begun, ended)
+        figures = (round(seconds, 3) for seconds in (before, stall, seen.slowest(begun, ended), recovered))
+        return Measured(fault, host, *figures, len(seen.ended))
 
 
 def check_fio(said: str, errors: str) -> None:
@@ -181,7 +185,7 @@ def run(hosts: Hosts, arguments: argparse.Namespace, measured: list[Measured]) -
 
 def describe(one: Measured) -> str:
     return (
-        f"{one.host}: no IO for {one.stall_seconds:.2f} s, the slowest took {one.slowest_io_seconds:.2f} s, "
+        f"{one.host}: no IO for {one.stall_seconds:.2f} s ({one.before_seconds:.2f} s before), the slowest took {one.slowest_io_seconds:.2f} s, "
         f"health OK {one.recovered_seconds:.2f} s after it was back, {one.ios} IOs"
     )
 
