@@ -105,8 +105,7 @@ class Failover:
             raise SoakError("fio had not begun when the server was killed: the machine is too busy to measure anything")
         slowest = max(int(row[1]) for row in rows) / 1e9
         before, stall = longest_gap(at for at in ended if at < begun), longest_gap(ended)
-        figures = (round(seconds, 3) for seconds in (before, stall, slowest, recovered))
-        return Measured("killed", sds, *figures, len(rows))
+        return Measured("killed", sds, before, stall, slowest, recovered, len(rows))
 
     def writers(self, fault: str, seconds: float) -> Measured:
         """``hangs``: SIGSTOP of an SDS for so long; ``mdm``: the MDM is killed for so long."""
@@ -130,8 +129,7 @@ class Failover:
         if self.load.problems:
             raise SoakError("\n".join(self.load.problems))
         before, stall = seen.longest_stall(started, begun), seen.longest_stall(begun, ended)
-        figures = (round(seconds, 3) for seconds in (before, stall, seen.slowest(begun, ended), recovered))
-        return Measured(fault, host, *figures, len(seen.ended))
+        return Measured(fault, host, before, stall, seen.slowest(begun, ended), recovered, len(seen.ended))
 
 
 def check_fio(said: str, errors: str) -> None:
@@ -185,7 +183,8 @@ def run(hosts: Hosts, arguments: argparse.Namespace, measured: list[Measured]) -
 
 def describe(one: Measured) -> str:
     return (
-        f"{one.host}: no IO for {one.stall_seconds:.2f} s ({one.before_seconds:.2f} s before), the slowest took {one.slowest_io_seconds:.2f} s, "
+        f"{one.host}: no IO for {one.stall_seconds:.2f} s (before the fault {one.before_seconds:.2f} s), "
+        f"the slowest took {one.slowest_io_seconds:.2f} s, "
         f"health OK {one.recovered_seconds:.2f} s after it was back, {one.ios} IOs"
     )
 
