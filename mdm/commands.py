@@ -8,7 +8,7 @@ docstring; without a word about it the result is ``None``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mdm.model import Device
@@ -186,6 +186,51 @@ class SetSdsState:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeaveOut:
+    """``keeper`` goes on alone where it shares a chunk with ``left``: where it leads (``as_primary``), where ``left``
+    leads (``as_secondary``). Who is left out becomes the learner. Of all chunks or only of ``chunks`` (volume, chunk);
+    never of ``except_chunks``. Where ``left`` is only the learner and the chunk is in ``chunks``, the epoch is raised.
+    Result: how many entries changed."""
+
+    keeper: int
+    left: int
+    as_primary: bool = False
+    as_secondary: bool = False
+    except_chunks: frozenset[tuple[int, int]] = frozenset()
+    chunks: frozenset[tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinLearners:
+    """``learner`` has all of ``chunks`` (volume, chunk, epoch) and comes into their sets: beside the primary, or in
+    place of the member that is to go. Entries of another epoch, primary or learner are skipped.
+    Result: ``model.Joined``."""
+
+    primary: int
+    learner: int
+    chunks: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetLearners:
+    """Who is to be brought up to date: per volume (chunk, epoch, SDS; 0: nobody). Entries of another epoch, or that
+    have the SDS as a member or as the learner already, are skipped. Result: how many entries changed."""
+
+    choices: Mapping[int, Sequence[tuple[int, int, int]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForceAlone:
+    """An operator accepts the loss of what only other copies have: the SDS, which is UP and a member, the learner or
+    the last one left out, becomes the only member of those chunks that no other member serves. Of all volumes or one;
+    of all its chunks or some. Result: how many entries changed."""
+
+    sds_id: int
+    volume_id: int | None = None
+    chunks: frozenset[int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class VolumePurged:
     """The SDS holds nothing of the deleted volume any more. Idempotent."""
 
@@ -214,4 +259,8 @@ Command = (
     | RegisterSdc
     | SetSdsState
     | VolumePurged
+    | LeaveOut
+    | JoinLearners
+    | SetLearners
+    | ForceAlone
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import trio
@@ -17,6 +18,7 @@ from mdm.membership import Candidate, SdcRuntime, SdsRuntime, peers_of
 from mdm.model import Device, Volume, VolumeMapping
 from mdm.orchestrator import Orchestrator, volume_info
 from mdm.views import View
+from mdm.witness import Witness
 from pfvol import capability
 from pfvol.config import Address, parse_address
 from pfvol.constants import BLOCK_SIZE_BYTES, CAPABILITY_SECONDS, CHUNK_SIZE_BYTES, NAME_LENGTH_MAX
@@ -29,6 +31,7 @@ DEVICES_MAX = 256
 TEXT_LENGTH_MAX = 1024
 PURGED_MAX = 65536
 VOLUMES_REPORTED_MAX = 100_000
+CHUNKS_NAMED_MAX = 1024 * 1024
 NUMBER_MAX = 2**63 - 1
 
 Method = Callable[[Session, Params], Awaitable[Any]]
@@ -43,12 +46,15 @@ class Control:
         self._orchestrator = orchestrator
         self._manager = orchestrator.manager
         self._membership = orchestrator.membership
+        self._witness = Witness(orchestrator.membership)
         self._ids: dict[Session, int] = {}
         """Of sessions that have registered: the SDS or SDC that they are of."""
         self._methods: dict[str, dict[str, Method]] = {
             "sds": {
                 "sds.register": self._sds_register,
                 "sds.report": self._sds_report,
+                "sds.leave_out": self._sds_leave_out,
+                "sds.learned": self._sds_learned,
                 "map.volume": self._map_volume,
                 "map.segment": self._map_segment,
             },
@@ -63,11 +69,16 @@ class Control:
     # -- sessions
 
     def opened(self, session: Session) -> None:
-        """Nothing yet: a session counts when it has registered."""
+        """A session counts when it has registered. But whose node speaks is not dead."""
+        if session.peer.role == "sds":
+            self._membership.dead -= {
+                sds.sds_id for sds in self._manager.state.sds.values() if sds.node == session.peer.name
+            }
 
     def closed(self, session: Session) -> None:
         self._ids.pop(session, None)
         self._membership.drop(session)
+        self._orchestrator.pushes.dropped(session)
         self._orchestrator.wake()
 
     async def handle(self, session: Session, method: str, params: Params) -> Any:
@@ -130,16 +141,18 @@ class Control:
             raise ConflictError(f"{name} has connected again")
         candidate.sds_id = sds.sds_id
         self._ids[session] = sds.sds_id
-        return self._admission(sds.sds_id)
+        return self._admission(session, sds.sds_id, serving=bool(devices))
 
     def _withdraw(self, sds_id: int, runtime: SdsRuntime) -> None:
         if self._membership.sds.get(sds_id) is runtime:
             del self._membership.sds[sds_id]
         self._orchestrator.wake()
 
-    def _admission(self, sds_id: int) -> dict[str, Any]:
+    def _admission(self, session: Session, sds_id: int, *, serving: bool) -> dict[str, Any]:
         state = self._manager.state
         sds = state.sds[sds_id]
+        if serving:
+            self._orchestrator.pushes.sds_registered(session, sds_id, state)
         return {
             "admitted": True,
             "cluster_id": state.cluster.cluster_id,
@@ -148,6 +161,7 @@ class Control:
             "capability_key": state.cluster.capability_key,
             "devices": [{"index": item.index, "path": item.path, "slots": item.slots} for item in sds.devices],
             "reserved_slots": sds.thick_slots,
+            "map_version": state.map_version,
             "peers": peers_of(state),
             "purge": [purge.volume_id for purge in state.purges.values() if sds_id in purge.sds_ids],
             "volumes": [
@@ -171,6 +185,47 @@ class Control:
         purged = _numbers(params.get("purged"), PURGED_MAX)
         await self._orchestrator.purged(sds_id, purged)
 
+    async def _sds_leave_out(self, session: Session, params: Params) -> dict[str, Any]:
+        """Where the asker leads the other one is left out at once; where it does not, if that one does not answer."""
+        asker, peer = self._serving(session), _whole(params, "peer")
+        chunks = None if params.get("chunks") is None else frozenset(_chunks(params["chunks"], 2))
+        command = commands.LeaveOut(
+            keeper=asker,
+            left=peer,
+            as_primary=_flag(params, "as_primary"),
+            except_chunks=frozenset(_chunks(params.get("except", []), 2)),
+            chunks=chunks,
+        )
+        as_secondary = _flag(params, "as_secondary")
+        self._witness.asked(asker, peer)
+        at_once = as_secondary and self._witness.is_silent(asker, peer)
+        outcome = await self._orchestrator.execute(replace(command, as_secondary=at_once))
+        left = outcome.result
+        if as_secondary and not at_once and not await self._witness.answers(peer):
+            self._serving(session)
+            outcome = await self._orchestrator.execute(replace(command, as_primary=False, as_secondary=True))
+            left += outcome.result
+        if left:
+            _log.warning("an SDS was left out", peer=str(session.peer), left=outcome.state.sds[peer].name, chunks=left)
+        return {"left": left, "dead": peer in self._membership.dead, "version": self._manager.state.map_version}
+
+    async def _sds_learned(self, session: Session, params: Params) -> dict[str, Any]:
+        asker, learner = self._serving(session), _whole(params, "learner")
+        runtime = self._membership.sds.get(learner)
+        if runtime is None or not runtime.serving:
+            raise ConflictError(f"SDS number {learner} is not here now")
+        chunks = tuple(_chunks(params.get("chunks"), 3))
+        outcome = await self._orchestrator.execute(commands.JoinLearners(primary=asker, learner=learner, chunks=chunks))
+        return {"joined": outcome.result.entries, "version": self._manager.state.map_version}
+
+    def _serving(self, session: Session) -> int:
+        """The SDS of this session, if it is the newest one of it and the SDS has come with its devices."""
+        sds_id = self._registered(session)
+        runtime = self._membership.sds.get(sds_id)
+        if runtime is None or runtime.session is not session or not runtime.serving or session.closed.is_set():
+            raise ConflictError(f"{session.peer} does not serve, or has connected again")
+        return sds_id
+
     # -- SDCs
 
     async def _sdc_register(self, session: Session, params: Params) -> dict[str, Any]:
@@ -185,6 +240,7 @@ class Control:
         self._ids[session] = sdc_id
         self._membership.sdc[sdc_id] = SdcRuntime(session, trio.current_time())
         state = self._manager.state
+        self._orchestrator.pushes.sdc_registered(session, sdc_id, state)
         return {
             "cluster_id": state.cluster.cluster_id,
             "sdc_id": sdc_id,
@@ -241,13 +297,17 @@ class Control:
         self._registered(session)
         return volume_info(self._manager.state, _whole(params, "volume_id"))
 
-    async def _map_segment(self, session: Session, params: Params) -> bytes:
+    async def _map_segment(self, session: Session, params: Params) -> bytes | dict[str, Any]:
         number = self._registered(session)
         volume_id, segment = _whole(params, "volume_id"), _whole(params, "segment")
         volume = self._manager.state.volumes.get(volume_id)
         if session.peer.role == "sdc" and (volume is None or volume.mapping(number) is None):
             raise NotFoundError(f"volume number {volume_id} is not mapped to {session.peer.name}")
-        return self._manager.segment(volume_id, segment)
+        entries = self._manager.segment(volume_id, segment)
+        if session.peer.role == "sdc":
+            return entries
+        # What an SDS may grant to one who has left a set depends on the version.
+        return {"version": self._manager.state.map_version, "entries": entries}
 
 
 # -- what comes in, checked
@@ -269,6 +329,23 @@ def _whole(params: Params, key: str) -> int:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= NUMBER_MAX
+
+
+def _flag(params: Params, key: str) -> bool:
+    value = params.get(key, False)
+    if not isinstance(value, bool):
+        raise InvalidError(f"{key} must be true or false")
+    return value
+
+
+def _chunks(value: Any, fields: int) -> list[tuple[Any, ...]]:
+    """``[[volume, chunk], ...]``, with an epoch each when they have three fields."""
+    if not isinstance(value, list) or len(value) > CHUNKS_NAMED_MAX:
+        raise InvalidError(f"chunks must be a list of at most {CHUNKS_NAMED_MAX}")
+    for row in value:
+        if not isinstance(row, list) or len(row) != fields or not all(map(_is_number, row)):
+            raise InvalidError(f"a chunk must be named by {fields} numbers")
+    return [tuple(row) for row in value]
 
 
 def _address(value: Any, what: str) -> Address:

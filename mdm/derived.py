@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import replace
 
 from mdm.model import State
-from mdm.placement import count_pairs
+from mdm.segments import count_holders
 
 
 def names_of(state: State) -> dict[tuple[str, int, str], int]:
@@ -32,11 +32,11 @@ def derive(state: State) -> State:
     thick_bytes: Counter[int] = Counter()
     volumes = {}
     for volume_id, volume in state.volumes.items():
-        placement = count_pairs(state.maps.get(volume_id, ()))
+        placement = count_holders(state.maps.get(volume_id, ()))
         volumes[volume_id] = replace(volume, placement=placement)
-        for (primary, secondary), count in placement.items():
-            primaries[primary] += count
-            for sds_id in (primary, secondary):
+        for holders, count in placement.items():
+            primaries[holders.primary] += count
+            for sds_id in holders.all:
                 copies[sds_id] += count
                 thick_slots[sds_id] += count if volume.thick else 0
         thick_bytes[volume.pool_id] += volume.size_bytes if volume.thick else 0

@@ -33,6 +33,9 @@ class EventType(StrEnum):
     VOLUME_UNMAP = "VOLUME_UNMAP"
     VOLUME_EXTEND = "VOLUME_EXTEND"
     VOLUME_STATE_CHANGE = "VOLUME_STATE_CHANGE"
+    CHUNKS_LEFT_OUT = "CHUNKS_LEFT_OUT"
+    CHUNKS_JOINED = "CHUNKS_JOINED"
+    DATA_LOSS_ACCEPTED = "DATA_LOSS_ACCEPTED"
     EVENTS_MISSED = "EVENTS_MISSED"  # only in a subscription: its reader was too slow for ``details["count"]`` events
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 
-from mdm.model import Health, SdsState, State, Volume, VolumeState
+from mdm.model import Health, Holders, SdsState, State, Volume, VolumeState
 
 _WORST_FIRST = (Health.FAILED, Health.DEGRADED)
 
@@ -15,16 +15,24 @@ def down(state: State) -> frozenset[int]:
 
 
 def volume_health(volume: Volume, down: Set[int]) -> Health:
-    """FAILED when a chunk has no copy that serves, DEGRADED when one has only one."""
-    if not down:
-        return Health.OK
-    degraded = False
-    for primary, secondary in volume.placement:
-        if primary in down or secondary in down:
-            if primary in down and secondary in down:
-                return Health.FAILED
-            degraded = True
-    return Health.DEGRADED if degraded else Health.OK
+    """FAILED when no member of a chunk's set serves, DEGRADED when only one does. A learner does not count."""
+    return worst(chunk_health(holders, down) for holders in volume.placement)
+
+
+def chunk_health(holders: Holders, down: Set[int]) -> Health:
+    serving = sum(sds_id not in down for sds_id in holders.members)
+    return (Health.FAILED, Health.DEGRADED, Health.OK)[serving]
+
+
+def waits_for(volumes: Iterable[Volume], down: Set[int]) -> frozenset[int]:
+    """The SDSs that have the only whole copies of chunks that nobody serves."""
+    return frozenset(
+        sds_id
+        for volume in volumes
+        for holders in volume.placement
+        if chunk_health(holders, down) is Health.FAILED
+        for sds_id in holders.members
+    )
 
 
 def volume_state(volume: Volume, down: Set[int]) -> VolumeState:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from mdm.derived import derive, names_of
 from mdm.identity import TABLES
 from mdm.model import FaultSet, Pool, Sds, State, Volume
+from mdm.segments import count_roles
 from pfvol.constants import SEGMENT_CHUNKS, SEGMENT_ENTRY_BYTES
 
 SEGMENT_BYTES = SEGMENT_CHUNKS * SEGMENT_ENTRY_BYTES
@@ -66,7 +67,7 @@ def _counters(state: State) -> Iterator[str]:
 
 
 def _map(state: State, volume: Volume) -> Iterator[str]:
-    """Every chunk is mapped, by whole segments but the last, to two SDSs of the pool's domain, in an epoch."""
+    """Every chunk is mapped, by whole segments but the last, to SDSs of the pool's domain, in an epoch."""
     segments = state.maps.get(volume.volume_id, ())
     sizes = [len(segment) for segment in segments]
     if sum(sizes) != volume.chunks * SEGMENT_ENTRY_BYTES or any(size != SEGMENT_BYTES for size in sizes[:-1]):
@@ -78,12 +79,14 @@ def _map(state: State, volume: Volume) -> Iterator[str]:
         words = struct.unpack(f"<{len(segment) // 4}I", segment)
         if 0 in set(words[0::3]):
             yield f"volume {volume.name} has a chunk without an epoch"
-        for word in set(words[1::3]):
-            primary, secondary = word & 0xFFFF, word >> 16
-            if primary == secondary:
-                yield f"volume {volume.name} has both copies of a chunk on SDS {primary}"
-            if not {primary, secondary} <= domain:
-                yield f"volume {volume.name} has a chunk on SDSs {primary} and {secondary}: not both are in its domain"
+    for roles in count_roles(segments):
+        named = [sds_id for sds_id in roles.holders if sds_id]
+        if len(set(named)) < len(named):
+            yield f"volume {volume.name} has two copies of a chunk on one SDS: {tuple(roles.holders)}"
+        if not roles.primary or not domain.issuperset(named):
+            yield f"volume {volume.name} has a chunk on SDSs {tuple(roles.holders)}: not all are in its domain"
+        if roles.left and roles.left in roles.holders.members:
+            yield f"volume {volume.name} has a member that was left out: SDS {roles.left}"
 
 
 def _derived(state: State) -> Iterator[str]:

@@ -54,6 +54,8 @@ class Membership:
         """``Target.stats`` as each SDS last reported it. One that is gone still holds what it held: it is used."""
         self.sdc: dict[int, SdcRuntime] = {}
         self.nodes: dict[str, Candidate] = {}
+        self.dead: set[int] = set()
+        """SDSs whose own end closed their session, and of whose node nothing has been heard since."""
         self.seen: set[int] = set()
         """SDSs that have registered since the MDM started: when one of these is not here, it has gone."""
 
@@ -80,6 +82,8 @@ class Membership:
         sdc_id = next((key for key, runtime in self.sdc.items() if runtime.session is session), None)
         if sds_id is not None:
             del self.sds[sds_id]
+            if session.ended_by_peer:
+                self.dead.add(sds_id)
         if sdc_id is not None:
             del self.sdc[sdc_id]
 

@@ -3,7 +3,7 @@
 Nothing here is ever changed in place: a new ``State`` shares every object and every table that a command did not touch,
 so holding an old one is safe and cheap. Tables are plain dicts typed as read-only mappings. Chunks are no objects: a
 volume's map is a tuple of packed segments (``SEGMENT_ENTRY_FORMAT`` per chunk), and what has to be counted about it is
-kept as ``Volume.placement``, chunks per (primary, secondary).
+kept as ``Volume.placement``, chunks per ``Holders``.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Sds:
-    """``copies`` and ``primaries`` count chunks placed here, ``thick_slots`` the copies of thick volumes of them."""
+    """``copies`` counts the chunks that have a member or a learner here, ``thick_slots`` those of thick volumes among
+    them, ``primaries`` those that it leads. ``removing``: what it has is to go elsewhere."""
 
     sds_id: int
     pd_id: int
@@ -131,6 +132,7 @@ class Sds:
     data_address: tuple[str, int] | None = None
     http_address: tuple[str, int] | None = None
     incarnation: int = 0
+    removing: bool = False
     copies: int = 0
     primaries: int = 0
     thick_slots: int = 0
@@ -171,9 +173,25 @@ class VolumeMapping:
         return self.access_mode is AccessMode.READ_ONLY
 
 
+class Holders(NamedTuple):
+    """The SDSs that have a chunk, 0: none. The in-sync set is primary and secondary; the learner does not count."""
+
+    primary: int
+    secondary: int
+    learner: int = 0
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        return (self.primary, self.secondary) if self.secondary else (self.primary,)
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        return (*self.members, self.learner) if self.learner else self.members
+
+
 @dataclass(frozen=True, kw_only=True)
 class Volume:
-    """``placement`` counts its chunks per (primary SDS, secondary SDS); it always agrees with the map."""
+    """``placement`` counts its chunks per ``Holders``; it always agrees with the map."""
 
     volume_id: int
     pool_id: int
@@ -182,7 +200,7 @@ class Volume:
     provisioning: Provisioning
     created_at: datetime
     mappings: tuple[VolumeMapping, ...] = ()
-    placement: Mapping[tuple[int, int], int] = field(default_factory=dict, repr=False)
+    placement: Mapping[Holders, int] = field(default_factory=dict, repr=False)
 
     @property
     def thick(self) -> bool:
@@ -193,8 +211,8 @@ class Volume:
         return -(-self.size_bytes // CHUNK_SIZE_BYTES)
 
     def uses(self, sds_id: int) -> bool:
-        """Whether a copy of a chunk is on this SDS."""
-        return any(sds_id in pair for pair in self.placement)
+        """Whether a copy of a chunk is, or is being made, on this SDS."""
+        return any(sds_id in holders for holders in self.placement)
 
     def mapping(self, sdc_id: int) -> VolumeMapping | None:
         return next((mapping for mapping in self.mappings if mapping.sdc_id == sdc_id), None)
@@ -217,12 +235,20 @@ class SdcSession(NamedTuple):
     incarnation: int
 
 
+class Joined(NamedTuple):
+    """What ``JoinLearners`` answers. ``moved``: (volume, chunk, who stays, who was replaced), where a member had to
+    go."""
+
+    entries: int
+    moved: tuple[tuple[int, int, int, int], ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class State:
     """Everything the MDM must not forget.
 
     ``names`` finds an id by (table, scope, name): the scope is the pd for pools, else 0. ``counters`` holds the last
-    number given out per table (and for mappings and events). ``sequence`` counts commands.
+    number given out per table (and for mappings, events and versions of the map). ``sequence`` counts commands.
     """
 
     cluster: Cluster
@@ -237,6 +263,11 @@ class State:
     purges: Mapping[int, Purge] = field(default_factory=dict)
     maps: Mapping[int, tuple[bytes, ...]] = field(default_factory=dict, repr=False)
     names: Mapping[tuple[str, int, str], int] = field(default_factory=dict, repr=False)
+
+    @property
+    def map_version(self) -> int:
+        """Raised by each command that changes entries of chunks that were there before."""
+        return self.counters.get("map", 0)
 
     def pools_of(self, pd_id: int) -> list[Pool]:
         return [pool for pool in self.pools.values() if pool.pd_id == pd_id]

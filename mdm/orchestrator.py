@@ -14,9 +14,9 @@ what an SDS was told last is never older than what it was told before.
 from __future__ import annotations
 
 import math
-import struct
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -26,15 +26,15 @@ from mdm import commands
 from mdm.commands import Command
 from mdm.manager import Manager, Outcome
 from mdm.membership import Membership, peers_of
-from mdm.model import SdsState, State, Volume
+from mdm.model import Holders, Joined, SdsState, State, Volume
+from mdm.pushes import Pushes
+from mdm.segments import entry_of
 from mdm.verify import Answer, VerifyReport, check_copies, check_placement, is_answer
 from pfvol.constants import (
     CHUNK_SIZE_BYTES,
     HEARTBEAT_SECONDS,
     RPC_TIMEOUT_SECONDS,
     SDS_DOWN_AFTER_SECONDS,
-    SEGMENT_CHUNKS,
-    SEGMENT_ENTRY_FORMAT,
 )
 from pfvol.errors import Error, NotFoundError
 from pfvol.log import get_logger
@@ -50,8 +50,6 @@ VERIFY_TRIES = 5
 VERIFY_AGAIN_SECONDS = 0.2
 VERIFY_TIMEOUT_SECONDS = 60.0
 
-ENTRY = struct.Struct(SEGMENT_ENTRY_FORMAT)
-
 Followers = Callable[[Any, Outcome], Awaitable[None]]
 
 _log = get_logger(__name__)
@@ -63,6 +61,7 @@ class Orchestrator:
     def __init__(self, manager: Manager, membership: Membership) -> None:
         self.manager = manager
         self.membership = membership
+        self.pushes = Pushes(manager)
         self._wake = trio.Event()
         self._purge_asked: dict[tuple[int, int], float] = {}
         self._reserving = trio.Lock()
@@ -80,6 +79,10 @@ class Orchestrator:
             commands.MapVolume: self._after_map,
             commands.UnmapVolume: self._after_unmap,
             commands.UpdatePool: self._after_pool_update,
+            commands.LeaveOut: self._after_map_change,
+            commands.JoinLearners: self._after_join,
+            commands.SetLearners: self._after_map_change,
+            commands.ForceAlone: self._after_map_change,
         }
 
     # -- commands
@@ -88,7 +91,10 @@ class Orchestrator:
         """Carries out a command; when it answers, it is durable and in force. Raises what it is refused with."""
         follow = self._follow.get(type(command))
         with trio.CancelScope(shield=True):
-            outcome = await self.manager.execute(self._completed(command))
+            with self.pushes.joining(command) if isinstance(command, commands.JoinLearners) else nullcontext():
+                outcome = await self.manager.execute(self._completed(command))
+                if isinstance(outcome.result, Joined):
+                    self.pushes.joined(outcome.result, outcome.state.map_version)
             if follow is not None:
                 await follow(command, outcome)
         return outcome
@@ -103,6 +109,8 @@ class Orchestrator:
                 return replace(command, **self._thin_use(pool_id))
             case commands.ExtendVolume(volume_id=volume_id) if volume_id in state.volumes:
                 return replace(command, **self._thin_use(state.volumes[volume_id].pool_id))
+            case commands.LeaveOut(except_chunks=except_chunks):
+                return replace(command, except_chunks=except_chunks | self.pushes.unsettled())
         return command
 
     def _thin_use(self, pool_id: int) -> dict[str, Any]:
@@ -160,6 +168,13 @@ class Orchestrator:
     async def _after_pool_update(self, command: commands.UpdatePool, outcome: Outcome) -> None:
         for volume in outcome.state.volumes_of(command.pool_id):
             await self._tell_volume(volume)
+
+    async def _after_map_change(self, _: Any, outcome: Outcome) -> None:
+        self.pushes.publish()
+
+    async def _after_join(self, _: Any, outcome: Outcome) -> None:
+        """Who was replaced first: the sooner it knows, the shorter the others wait for its lease."""
+        self.pushes.publish({goes for *_, goes in outcome.result.moved})
 
     # -- what others are told
 
@@ -238,6 +253,7 @@ class Orchestrator:
         grace_until = trio.current_time() + SDS_DOWN_AFTER_SECONDS
         task_status.started()
         async with trio.open_nursery() as nursery:
+            self.pushes.start(nursery)
             while True:
                 self._wake = trio.Event()
                 try:
@@ -311,7 +327,8 @@ class Orchestrator:
                 for window in windows:
                     count = min(VERIFY_CHUNKS_PER_CALL, volume.chunks - window)
                     # Not in the task: a NotFoundError has to come out of here as itself and not in a group.
-                    holders = {sds for chunk in range(window, window + count) for sds in self._copies(volume_id, chunk)}
+                    chunks = range(window, window + count)
+                    holders = {sds for chunk in chunks for sds in self._holders(volume_id, chunk).members}
                     answers[window] = {}
                     for sds_id in holders:
                         nursery.start_soon(self._verify_window, sds_id, volume_id, window, count, answers[window])
@@ -331,9 +348,9 @@ class Orchestrator:
         self, report: VerifyReport, volume_id: int, chunk: int, answers: Mapping[int, Answer | None]
     ) -> None:
         """Adds one chunk to the report. Copies that IO goes to may differ for a moment: a difference has to last."""
-        primary, secondary = self._copies(volume_id, chunk)
-        check_placement(report, self.manager.state, chunk, primary, secondary)
-        both: dict[int, Answer | None] = {sds_id: answers.get(sds_id) for sds_id in (primary, secondary)}
+        holders = self._holders(volume_id, chunk)
+        check_placement(report, self.manager.state, chunk, holders.primary, holders.secondary)
+        both: dict[int, Answer | None] = {sds_id: answers.get(sds_id) for sds_id in holders.members}
         for attempt in range(1, VERIFY_TRIES + 1):
             trial = VerifyReport()
             check_copies(trial, chunk, both)
@@ -345,10 +362,11 @@ class Orchestrator:
                 both[sds_id] = rows and rows[0]
         check_copies(report, chunk, both)
 
-    def _copies(self, volume_id: int, chunk: int) -> tuple[int, int]:
-        segment = self.manager.segment(volume_id, chunk // SEGMENT_CHUNKS)
-        _, primary, secondary, _, _ = ENTRY.unpack_from(segment, chunk % SEGMENT_CHUNKS * ENTRY.size)
-        return primary, secondary
+    def _holders(self, volume_id: int, chunk: int) -> Holders:
+        segments = self.manager.state.maps.get(volume_id)
+        if segments is None:
+            raise NotFoundError(f"no volume number {volume_id}")
+        return entry_of(segments, chunk).roles.holders
 
     async def _ask_verify(self, sds_id: int, volume_id: int, first: int, count: int) -> list[Answer] | None:
         runtime = self.membership.sds.get(sds_id)

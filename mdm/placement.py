@@ -23,9 +23,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
+from mdm.model import Holders
+from mdm.segments import EPOCH_FIRST
 from pfvol.constants import SEGMENT_CHUNKS, SEGMENT_ENTRY_FORMAT
 
-EPOCH_FIRST = 1
 ROUND_CHUNKS_MIN = 16  # one stripe over a few SDSs: small volumes still meet several orders
 ROUNDS_WANTED = 64  # a volume is cut into about so many rounds, until they would be longer than a segment
 ORDERS = 32  # shuffled orders per volume, used in turn
@@ -51,10 +52,10 @@ class Candidate:
 
 class Placed(NamedTuple):
     """``pieces`` are packed map entries in chunk order, none across a segment's end, equal ones the same object.
-    ``pairs`` counts them by (primary, secondary)."""
+    ``holders`` counts them by who has them."""
 
     pieces: list[bytes]
-    pairs: dict[tuple[int, int], int]
+    holders: dict[Holders, int]
 
 
 _Sides = tuple[tuple[int, int, int, int], ...]  # (one, other, chunks with one as primary, with the other) of a round
@@ -93,17 +94,7 @@ def place(chunks: int, candidates: Sequence[Candidate], *, first_chunk: int, see
         if sides not in packed:
             packed[sides] = _pack(sides, size)
         pieces.append(packed[sides])
-    return Placed(pieces, dict(pairs))
-
-
-def count_pairs(segments: Sequence[bytes]) -> dict[tuple[int, int], int]:
-    """Chunks per (primary, secondary) in a map."""
-    words: Counter[int] = Counter()
-    for entries, times in Counter(segments).items():
-        found = Counter(struct.unpack(f"<{len(entries) // 4}I", entries)[1::3])
-        for word, count in found.items():
-            words[word] += count * times
-    return {(word & 0xFFFF, word >> 16): count for word, count in words.items()}
+    return Placed(pieces, {Holders(*pair): count for pair, count in pairs.items()})
 
 
 def fits(chunks: int, limits: Sequence[int]) -> bool:

@@ -88,6 +88,8 @@ def check_copies(report: VerifyReport, chunk: int, answers: Mapping[int, Answer 
 
 def check_placement(report: VerifyReport, state: State, chunk: int, primary: int, secondary: int) -> None:
     """Adds what the map itself has wrong: both copies on one SDS, or in one fault set while there is another."""
+    if not secondary:
+        return  # one copy: told by ``check_copies``
     if primary == secondary:
         report.add(Difference(chunk, "one server", "both copies are on one SDS", sds_id=primary))
         return

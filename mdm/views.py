@@ -6,8 +6,7 @@ is never stored: it follows from which SDSs serve and where the chunks' copies a
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,16 +15,11 @@ from mdm import capacity, health
 from mdm.events import Event
 from mdm.identity import Kind, external_id, resolve
 from mdm.model import FaultSet, Health, Pool, ProtectionDomain, Sdc, Sds, SdsState, State, Volume
+from mdm.segments import entry_of
 from mdm.verify import Difference, VerifyReport
 from pfvol import __version__
 from pfvol.config import Address, format_address
-from pfvol.constants import (
-    BLOCK_SIZE_BYTES,
-    CHUNK_SIZE_BYTES,
-    SEGMENT_CHUNKS,
-    SEGMENT_ENTRY_BYTES,
-    SEGMENT_ENTRY_FORMAT,
-)
+from pfvol.constants import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES
 
 if TYPE_CHECKING:
     from mdm.membership import Membership
@@ -37,7 +31,7 @@ GB = 1_000_000_000
 
 @dataclass(frozen=True)
 class Chunks:
-    """How many chunks there are, have lost one copy, have lost both."""
+    """How many chunks there are, have one copy that serves, have none."""
 
     total: int
     degraded: int
@@ -97,11 +91,11 @@ class View:
     def chunks_of(self, volumes: Iterable[Volume]) -> Chunks:
         total = degraded = failed = 0
         for volume in volumes:
-            for pair, count in volume.placement.items():
-                lost = sum(sds_id in self.down for sds_id in pair)
+            for holders, count in volume.placement.items():
+                of_chunks = health.chunk_health(holders, self.down)
                 total += count
-                degraded += count if lost == 1 else 0
-                failed += count if lost == 2 else 0
+                degraded += count if of_chunks is Health.DEGRADED else 0
+                failed += count if of_chunks is Health.FAILED else 0
         return Chunks(total, degraded, failed)
 
     # -- objects
@@ -171,11 +165,16 @@ class View:
 
     def pool_reasons(self, pool: Pool) -> Iterator[str]:
         """Why a pool is not OK, a sentence each."""
-        chunks = self._pool_chunks(pool)
+        for reason in self._reasons(self.state.volumes_of(pool.pool_id)):
+            yield f"pool {pool.name}: {reason}"
+
+    def _reasons(self, volumes: Collection[Volume]) -> Iterator[str]:
+        chunks = self.chunks_of(volumes)
         if chunks.failed:
-            yield f"pool {pool.name}: {chunks.failed} chunks have no copy that serves"
+            names = sorted(self.state.sds[sds_id].name for sds_id in health.waits_for(volumes, self.down))
+            yield f"{chunks.failed} chunks have no copy that serves: waiting for SDS {', '.join(names)}"
         if chunks.degraded:
-            yield f"pool {pool.name}: {chunks.degraded} chunks have one copy that serves"
+            yield f"{chunks.degraded} chunks have one copy that serves"
 
     def sds(self, sds: Sds) -> Object:
         runtime = self.membership.sds.get(sds.sds_id)
@@ -240,6 +239,7 @@ class View:
                 "used_capacity_bytes": self.used_by(volume),
                 "state": health.volume_state(volume, self.down),
                 "health": chunks.health,
+                "reasons": list(self._reasons([volume])),
                 "chunk_count": chunks.total,
                 "degraded_chunk_count": chunks.degraded,
                 "failed_chunk_count": chunks.failed,
@@ -261,12 +261,13 @@ class View:
 
     def chunks(self, volume: Volume, first: int, count: int) -> Iterator[Object]:
         """The map entries ``first`` .. ``first + count - 1``, as far as the volume reaches."""
-        segments = self.state.maps[volume.volume_id]
         for index in range(first, min(first + count, volume.chunks)):
-            segment, entry = divmod(index, SEGMENT_CHUNKS)
-            fields = struct.unpack_from(SEGMENT_ENTRY_FORMAT, segments[segment], entry * SEGMENT_ENTRY_BYTES)
-            epoch, primary, secondary, learner, _flags = fields
-            copies = [(primary, "primary", False), (secondary, "secondary", False), (learner, "secondary", True)]
+            epoch, roles = entry_of(self.state.maps[volume.volume_id], index)
+            copies = [
+                (roles.primary, "primary", False),
+                (roles.secondary, "secondary", False),
+                (roles.learner, "secondary", True),
+            ]
             replicas = [self._replica(sds_id, role, rebuilding) for sds_id, role, rebuilding in copies if sds_id]
             yield {
                 "index": index,

@@ -322,6 +322,7 @@ class Volume(Named):
     used_capacity_gb: float
     state: Literal["CREATING", "AVAILABLE", "IN_USE", "DEGRADED", "FAILED", "DELETING"]
     health: Health
+    reasons: list[str]
     chunk_count: int
     degraded_chunk_count: int
     failed_chunk_count: int

@@ -14,7 +14,7 @@ from mdm import commands
 from mdm.commands import Command
 from mdm.events import Event
 from mdm.model import State
-from mdm.transition import nodes, topology, volumes
+from mdm.transition import nodes, sets, topology, volumes
 from mdm.transition.draft import Change, Draft
 
 __all__ = ["Change", "Transition", "apply"]
@@ -50,6 +50,10 @@ _HANDLERS: dict[type, Callable[[Draft, Any], Any]] = {
     commands.RegisterSdc: nodes.register_sdc,
     commands.SetSdsState: nodes.set_sds_state,
     commands.VolumePurged: volumes.volume_purged,
+    commands.LeaveOut: sets.leave_out,
+    commands.JoinLearners: sets.join_learners,
+    commands.SetLearners: sets.set_learners,
+    commands.ForceAlone: sets.force_alone,
 }
 
 

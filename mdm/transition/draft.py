@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from mdm.events import Event, EventType
 from mdm.health import down, pool_health, volume_state
 from mdm.identity import NOUNS, TABLES, Kind, check_name
-from mdm.model import NUMBER_MAX, SDS_ID_MAX, State, Volume, VolumeState
+from mdm.model import NUMBER_MAX, SDS_ID_MAX, Holders, State, Volume, VolumeState
+from mdm.segments import Rewritten
 from pfvol.errors import CapacityError, ConflictError, NotFoundError
 
 
@@ -74,6 +75,21 @@ class Draft:
         for index in range(first_changed, len(segments)):
             self._changes["maps", (volume_id, index)] = segments[index]
 
+    def change_map(self, volume: Volume, done: Rewritten) -> None:
+        """Takes over rewritten segments of the map, and what they change in the counts."""
+        segments = list(self.table("maps")[volume.volume_id])
+        for index, entries in done.segments.items():
+            segments[index] = entries
+            self._changes["maps", (volume.volume_id, index)] = entries
+        self._writable("maps")[volume.volume_id] = tuple(segments)
+        placement = dict(volume.placement)
+        for holders, count in done.counts.items():
+            placement[holders] = placement.get(holders, 0) + count
+            if not placement[holders]:
+                del placement[holders]
+        self.put("volumes", volume.volume_id, replace(volume, placement=placement), durable=False)
+        self.count_copies(volume, done.counts.items(), 1)
+
     def drop_map(self, volume_id: int) -> None:
         """The rows go with the volume's (see schema.sql)."""
         del self._writable("maps")[volume_id]
@@ -102,14 +118,14 @@ class Draft:
         number = self.next_number("events", 2**63 - 1)
         self.events.append(Event(event_id=number, time=self.now, type=type_, message=message, **fields))
 
-    def count_copies(self, volume: Volume, pairs: Iterable[tuple[tuple[int, int], int]], sign: int) -> None:
-        """Adds (or takes off) chunks placed on pairs of SDSs to what those SDSs count."""
+    def count_copies(self, volume: Volume, chunks: Iterable[tuple[Holders, int]], sign: int) -> None:
+        """Adds (or takes off) chunks and who has them to what those SDSs count."""
         copies: dict[int, int] = {}
         primaries: dict[int, int] = {}
-        for (primary, secondary), count in pairs:
-            copies[primary] = copies.get(primary, 0) + count
-            copies[secondary] = copies.get(secondary, 0) + count
-            primaries[primary] = primaries.get(primary, 0) + count
+        for holders, count in chunks:
+            for sds_id in holders.all:
+                copies[sds_id] = copies.get(sds_id, 0) + count
+            primaries[holders.primary] = primaries.get(holders.primary, 0) + count
         for sds_id, count in copies.items():
             sds = self.table("sds")[sds_id]
             self.put(

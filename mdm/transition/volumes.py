@@ -67,7 +67,11 @@ def delete_volume(draft: Draft, command: commands.DeleteVolume) -> None:
     if volume.mappings:
         names = sorted(draft.table("sdc")[mapping.sdc_id].name for mapping in volume.mappings)
         raise ConflictError(f"volume {volume.name} is mapped to {', '.join(names[:5])}: unmap it first")
-    holders = frozenset(sds_id for pair in volume.placement for sds_id in pair)
+    # Also those that have no part in its map any more: while they were away, their copies were made elsewhere.
+    domain = draft.table("pools")[volume.pool_id].pd_id
+    holders = frozenset(
+        sds.sds_id for sds in draft.table("sds").values() if sds.pd_id == domain and sds.data_address is not None
+    )
     draft.count_copies(volume, volume.placement.items(), -1)
     _reserve(draft, volume, -volume.size_bytes)
     draft.free_name(Kind.VOLUME, volume.name)
@@ -93,7 +97,7 @@ def map_volume(draft: Draft, command: commands.MapVolume) -> int:
         )
     if volume_health(volume, down(draft.state)) is Health.FAILED:
         raise ConflictError(
-            f"volume {volume.name} is FAILED (both copies of some chunks are down): start its SDSs before mapping it"
+            f"volume {volume.name} is FAILED (no copy of some chunks serves): start its SDSs before mapping it"
         )
     if len(volume.mappings) >= MAPPINGS_PER_VOLUME_MAX:
         raise ConflictError(f"volume {volume.name} has {MAPPINGS_PER_VOLUME_MAX} mappings, which is the limit")
@@ -160,10 +164,10 @@ def _grow(
         )
         _append(draft, volume, placed.pieces)
         placement = dict(volume.placement)
-        for pair, count in placed.pairs.items():
-            placement[pair] = placement.get(pair, 0) + count
+        for holders, count in placed.holders.items():
+            placement[holders] = placement.get(holders, 0) + count
         new = replace(new, placement=placement)
-        draft.count_copies(volume, placed.pairs.items(), 1)
+        draft.count_copies(volume, placed.holders.items(), 1)
     _reserve(draft, volume, size_bytes - volume.size_bytes)
     draft.put("volumes", volume.volume_id, new)
 

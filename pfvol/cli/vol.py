@@ -61,6 +61,7 @@ DETAIL = (
     field("Pool", "pool_name"),
     field("State", "state"),
     field("Health", "health"),
+    field("Reasons", "reasons"),
     field("Provisioning", "provisioning"),
     size("Size", "size_bytes"),
     size("Used", "used_capacity_bytes"),

@@ -72,6 +72,8 @@ class Session:
         self.peer = peer
         self.closed = trio.Event()
         self.close_reason = ""
+        self.ended_by_peer = False
+        """When closed: by the other end's process or kernel, as when it is killed."""
         self._transport = transport
         self._handler = handler
         self._scope = trio.CancelScope()
@@ -177,6 +179,8 @@ class Session:
         try:
             await task(*arguments)
         except Error as error:
+            if not self.closed.is_set():
+                self.ended_by_peer = self._transport.ended_by_peer
             self.close(error.message)
 
     async def _write(self) -> None:

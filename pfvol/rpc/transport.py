@@ -31,6 +31,8 @@ class Transport:
         self._stream = stream
         self._received = bytearray()
         _set_options(stream.socket)
+        self.ended_by_peer = False
+        """The other end's process or kernel has closed the connection: not we, and not a network that is cut."""
         self.address = _name_of(stream.socket)
 
     async def receive(
@@ -46,7 +48,7 @@ class Transport:
 
     async def send(self, frames: bytes, timeout_seconds: float = RPC_TIMEOUT_SECONDS) -> None:
         """Hands encoded frames to the kernel. After an error, or a cancellation, the connection can only be closed."""
-        with _mapped(self.address):
+        with self._watched(), _mapped(self.address):
             with trio.move_on_after(timeout_seconds):
                 await self._stream.send_all(frames)
                 return
@@ -63,14 +65,25 @@ class Transport:
         return taken
 
     async def _receive_more(self, timeout_seconds: float) -> None:
-        with _mapped(self.address):
+        with self._watched(), _mapped(self.address):
             with trio.move_on_after(max(timeout_seconds, 0)):
                 data = await self._stream.receive_some(RECEIVE_BYTES)
                 if not data:
+                    self.ended_by_peer = True
                     raise UnreachableError(f"{self.address} closed the connection")
                 self._received += data
                 return
             raise TimedOutError(f"nothing heard from {self.address} in time")
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except UnreachableError as error:
+            broken = error.__cause__
+            if isinstance(broken, trio.BrokenResourceError) and isinstance(broken.__cause__, ConnectionError):
+                self.ended_by_peer = True
+            raise
 
 
 async def connect(address: Address, timeout_seconds: float = CONNECT_TIMEOUT_SECONDS) -> Transport:

@@ -24,8 +24,8 @@ from pfvol import __version__, handshake
 from pfvol.config import format_address
 from pfvol.constants import (
     CHUNK_SIZE_BYTES,
-    HEARTBEAT_SECONDS,
     INODE_ROOT,
+    REPORT_SECONDS,
     RPC_TIMEOUT_SECONDS,
     SEGMENT_CHUNKS,
     SEGMENT_ENTRY_FORMAT,
@@ -500,7 +500,7 @@ class SdcSession:
     async def _report_loop(self, engine: Initiator) -> None:
         """Raw counters each second; what cannot be said while the MDM is away is in the next report."""
         while True:
-            await trio.sleep(HEARTBEAT_SECONDS)
+            await trio.sleep(REPORT_SECONDS)
             if self._mdm.connected:
                 try:
                     await self._mdm.notify("sdc.report", {"stats": engine.stats()})

@@ -17,7 +17,7 @@ import trio
 
 from datapath.target import Target
 from pfvol import __version__
-from pfvol.constants import HEARTBEAT_SECONDS
+from pfvol.constants import REPORT_SECONDS
 from pfvol.errors import ConfigError, ConflictError, Error, InvalidError, NotFoundError, ProtocolError
 from pfvol.log import get_logger
 from pfvol.node import Node
@@ -231,7 +231,7 @@ class Sds:
     async def _report_periodically(self) -> None:
         assert self._mdm is not None
         while True:
-            await trio.sleep(HEARTBEAT_SECONDS)
+            await trio.sleep(REPORT_SECONDS)
             if self._admitted and self._mdm.connected:
                 # Not a call: a report that is lost is made good by the next one, and what was purged is asked for
                 # again.

@@ -23,10 +23,14 @@ from mdm.commands import (
     DeleteProtectionDomain,
     DeleteVolume,
     ExtendVolume,
+    ForceAlone,
+    JoinLearners,
+    LeaveOut,
     MapVolume,
     RegisterSdc,
     RemoveSdc,
     RemoveSds,
+    SetLearners,
     SetSdsState,
     UnmapVolume,
     UpdatePool,
@@ -34,6 +38,7 @@ from mdm.commands import (
 )
 from mdm.model import State
 from mdm.placement import Candidate, fits, place
+from mdm.segments import ENTRY, differences, entry_of
 from mdm.store.codec import decode, encode
 from mdm.transition import apply
 from pfvol.constants import SEGMENT_ENTRY_FORMAT
@@ -43,6 +48,7 @@ from tests.support.mdm_world import CHUNK, START, new_cluster, registration
 names = st.sampled_from(["a", "b", "c", "d", ".bad"])
 numbers = st.integers(1, 5)
 chunks = st.integers(1, 60)
+some_chunks = st.sets(st.tuples(numbers, st.integers(0, 70)), max_size=12)
 provisioning = st.sampled_from(["thin", "thick"])
 _TABLES = ("pds", "fault_sets", "pools", "sds", "sdc", "volumes", "purges")
 
@@ -73,6 +79,7 @@ class Commands(RuleBasedStateMachine):
             done = apply(before, command, START)
         except Error:
             return
+        self.check_step(before, done.state)
         self.state = done.state
         for event in done.events:
             assert event.event_id == self.last_event + 1
@@ -85,6 +92,20 @@ class Commands(RuleBasedStateMachine):
             if table == "volumes":
                 for gone in [other for other in self.rows if other[0] == "maps" and other[1][0] == key]:
                     del self.rows[gone]
+
+    @staticmethod
+    def check_step(before: State, after: State) -> None:
+        """An epoch only grows, by one, exactly when its entry changes; then the map's version grows too. No copy comes
+        into a set that was not a member or a learner."""
+        changed = 0
+        for volume_id, index in differences(before.maps, after.maps):
+            old = ENTRY.iter_unpack(before.maps[volume_id][index])
+            new = ENTRY.iter_unpack(after.maps[volume_id][index])
+            for (epoch, *was), (epoch_now, *now) in zip(old, new, strict=False):
+                assert epoch_now == epoch + 1 or (epoch_now, now) == (epoch, was)
+                assert set(now[:2]) - {0} <= {*was}
+                changed += epoch_now != epoch
+        assert after.map_version == before.map_version + (changed > 0)
 
     @rule(name=names)
     def create_pd(self, name: str) -> None:
@@ -162,6 +183,41 @@ class Commands(RuleBasedStateMachine):
     @rule(number=numbers, sds=numbers)
     def volume_purged(self, number: int, sds: int) -> None:
         self.run(VolumePurged(volume_id=number, sds_id=sds))
+
+    @rule(keeper=numbers, left=numbers, sides=st.sampled_from([(True, False), (False, True), (True, True)]))
+    def leave_out(self, keeper: int, left: int, sides: tuple[bool, bool]) -> None:
+        self.run(LeaveOut(keeper=keeper, left=left, as_primary=sides[0], as_secondary=sides[1]))
+
+    @rule(keeper=numbers, left=numbers, chunks=some_chunks, named=st.booleans())
+    def leave_out_of_some(self, keeper: int, left: int, chunks: set[tuple[int, int]], named: bool) -> None:
+        given: dict[str, Any] = {"chunks" if named else "except_chunks": frozenset(chunks)}
+        self.run(LeaveOut(keeper=keeper, left=left, as_primary=True, as_secondary=True, **given))
+
+    @rule(chunks=some_chunks, sds=st.integers(0, 5), stale=st.booleans())
+    def set_learners(self, chunks: set[tuple[int, int]], sds: int, stale: bool) -> None:
+        choices: dict[int, list[tuple[int, int, int]]] = {}
+        for volume_id, chunk in chunks:
+            choices.setdefault(volume_id, []).append((chunk, self.epoch(volume_id, chunk) + stale, sds))
+        self.run(SetLearners(choices=choices))
+
+    @rule(primary=numbers, learner=numbers)
+    def join_learners(self, primary: int, learner: int) -> None:
+        whole = tuple(
+            (volume_id, chunk, self.epoch(volume_id, chunk))
+            for volume_id, volume in self.state.volumes.items()
+            for chunk in range(volume.chunks)
+        )
+        self.run(JoinLearners(primary=primary, learner=learner, chunks=whole))
+
+    @rule(sds=numbers, volume=st.none() | numbers)
+    def force_alone(self, sds: int, volume: int | None) -> None:
+        self.run(ForceAlone(sds_id=sds, volume_id=volume))
+
+    def epoch(self, volume_id: int, chunk: int) -> int:
+        volume = self.state.volumes.get(volume_id)
+        if volume is None or chunk >= volume.chunks:
+            return 1
+        return entry_of(self.state.maps[volume_id], chunk).epoch
 
     @invariant()
     def holds(self) -> None:

@@ -10,7 +10,7 @@ from mdm import invariants
 from mdm.commands import AddSds, Command, CreateFaultSet, CreatePool, CreateProtectionDomain, CreateVolume, RegisterSds
 from mdm.events import Event, EventType
 from mdm.model import Cluster, Device, State
-from mdm.placement import count_pairs
+from mdm.segments import count_holders
 from mdm.store.base import Store
 from mdm.transition import apply
 
@@ -85,8 +85,8 @@ class World:
     def copies(self, volume_id: int) -> Counter[int]:
         """Copies per SDS, from the map itself."""
         found: Counter[int] = Counter()
-        for pair, count in count_pairs(self.state.maps[volume_id]).items():
-            for sds_id in pair:
+        for holders, count in count_holders(self.state.maps[volume_id]).items():
+            for sds_id in holders.all:
                 found[sds_id] += count
         return found
 

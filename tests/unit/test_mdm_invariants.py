@@ -36,16 +36,28 @@ def test_a_good_state_has_no_violation() -> None:
     assert invariants.check(good_state()) == []
 
 
-def test_two_copies_on_one_sds() -> None:
-    assert "volume vol1 has both copies of a chunk on SDS 2" in invariants.check(
-        with_entry(good_state(), 1, 2, 2, 0, 0)
-    )
+@pytest.mark.parametrize("fields", [(1, 2, 2, 0, 0), (1, 1, 2, 2, 0), (1, 1, 2, 1, 0)])
+def test_two_copies_on_one_sds(fields: tuple[int, ...]) -> None:
+    problems = invariants.check(with_entry(good_state(), *fields))
+    assert f"volume vol1 has two copies of a chunk on one SDS: {fields[1:4]}" in problems
 
 
-def test_a_copy_on_an_sds_that_does_not_exist() -> None:
-    assert any(
-        "not both are in its domain" in text for text in invariants.check(with_entry(good_state(), 1, 2, 9, 0, 0))
-    )
+@pytest.mark.parametrize(
+    "fields", [(1, 2, 9, 0, 0), (1, 9, 0, 0, 0), (1, 1, 2, 9, 0), (1, 0, 2, 0, 0), (1, 0, 0, 2, 0)]
+)
+def test_a_copy_on_an_sds_that_does_not_exist(fields: tuple[int, ...]) -> None:
+    problems = invariants.check(with_entry(good_state(), *fields))
+    assert any("not all are in its domain" in text for text in problems)
+
+
+def test_a_member_that_was_left_out() -> None:
+    assert any("was left out" in text for text in invariants.check(with_entry(good_state(), 2, 1, 2, 0, 2)))
+
+
+@pytest.mark.parametrize("fields", [(2, 1, 0, 0, 2), (2, 1, 0, 2, 2), (2, 1, 2, 3, 3), (2, 1, 2, 0, 77)])
+def test_entries_of_degraded_and_healed_chunks_are_good(fields: tuple[int, ...]) -> None:
+    problems = invariants.check(with_entry(good_state(), *fields))
+    assert all(text.startswith("counts in") for text in problems)
 
 
 def test_a_chunk_without_an_epoch() -> None:

@@ -8,7 +8,8 @@ from collections import Counter
 
 import pytest
 
-from mdm.placement import Candidate, Placed, count_pairs, fits, place
+from mdm.placement import Candidate, Placed, fits, place
+from mdm.segments import count_holders
 from pfvol.constants import SEGMENT_CHUNKS, SEGMENT_ENTRY_BYTES, SEGMENT_ENTRY_FORMAT
 
 TIB_CHUNKS = 262_144
@@ -22,7 +23,7 @@ def placed(chunks: int, candidates: list[Candidate], *, first_chunk: int = 0, se
     found = place(chunks, candidates, first_chunk=first_chunk, seed=seed)
     assert found is not None
     assert sum(map(len, found.pieces)) == chunks * SEGMENT_ENTRY_BYTES
-    assert count_pairs(found.pieces) == found.pairs
+    assert count_holders(found.pieces) == found.holders
     return found
 
 
@@ -32,15 +33,15 @@ def entries_of(found: Placed) -> list[tuple[int, int, int, int, int]]:
 
 def copies_of(found: Placed) -> Counter[int]:
     counts: Counter[int] = Counter()
-    for pair, count in found.pairs.items():
-        for sds_id in pair:
+    for holders, count in found.holders.items():
+        for sds_id in holders.members:
             counts[sds_id] += count
     return counts
 
 
 def primaries_of(found: Placed) -> Counter[int]:
     counts: Counter[int] = Counter()
-    for (primary, _), count in found.pairs.items():
+    for (primary, _, _), count in found.holders.items():
         counts[primary] += count
     return counts
 
@@ -83,14 +84,14 @@ def test_neighbouring_chunks_are_spread_over_all_sdss() -> None:
 
 def test_every_sds_has_every_other_as_partner() -> None:
     found = placed(256, [candidate(sds_id) for sds_id in range(1, 6)])
-    partners = {frozenset(pair) for pair in found.pairs}
+    partners = {frozenset(holders.members) for holders in found.holders}
     assert len(partners) == 10
 
 
 def test_copies_are_in_different_fault_sets_when_that_can_be() -> None:
     fault_sets = {sds_id: sds_id % 3 for sds_id in range(1, 10)}
     found = placed(3000, [candidate(sds_id, fault_set=key) for sds_id, key in fault_sets.items()])
-    assert all(fault_sets[primary] != fault_sets[secondary] for primary, secondary in found.pairs)
+    assert all(fault_sets[primary] != fault_sets[secondary] for primary, secondary, _ in found.holders)
     assert set(copies_of(found).values()) <= {666, 667}
 
 
@@ -98,15 +99,15 @@ def test_fault_sets_of_unequal_size_still_never_share_a_chunk() -> None:
     """One SDS alone against four: it gets a copy of every chunk, so that the four never pair up."""
     fault_sets = {1: 1, 2: 2, 3: 2, 4: 2, 5: 2}
     found = placed(1000, [candidate(sds_id, fault_set=key) for sds_id, key in fault_sets.items()])
-    assert all(fault_sets[primary] != fault_sets[secondary] for primary, secondary in found.pairs)
+    assert all(fault_sets[primary] != fault_sets[secondary] for primary, secondary, _ in found.holders)
     assert copies_of(found)[1] == 1000
 
 
 def test_an_sds_without_fault_set_is_apart_from_all() -> None:
     found = placed(400, [candidate(1, fault_set=1), candidate(2, fault_set=1), *map(candidate, (3, 4, 5))])
-    assert (1, 2) not in found.pairs
-    assert (2, 1) not in found.pairs
-    assert (3, 4) in found.pairs or (4, 3) in found.pairs
+    assert (1, 2, 0) not in found.holders
+    assert (2, 1, 0) not in found.holders
+    assert (3, 4, 0) in found.holders or (4, 3, 0) in found.holders
 
 
 def test_one_fault_set_alone_still_gets_both_copies() -> None:
@@ -116,7 +117,7 @@ def test_one_fault_set_alone_still_gets_both_copies() -> None:
 
 def test_as_few_chunks_as_possible_share_a_fault_set_when_the_other_is_nearly_full() -> None:
     found = placed(100, [candidate(1, fault_set=1), candidate(2, fault_set=1), candidate(3, fault_set=2, limit=30)])
-    inside = sum(count for pair, count in found.pairs.items() if 3 not in pair)
+    inside = sum(count for pair, count in found.holders.items() if 3 not in pair)
     assert inside == 70
     assert copies_of(found)[3] == 30
 
@@ -154,7 +155,7 @@ def test_earlier_excess_of_primaries_is_made_up_for() -> None:
         Candidate(sds_id=1, fault_set_id=None, weight=1, limit=10, primary_excess=3),
         Candidate(sds_id=2, fault_set_id=None, weight=1, limit=10, primary_excess=-3),
     ]
-    assert placed(1, candidates).pairs == {(2, 1): 1}
+    assert placed(1, candidates).holders == {(2, 1, 0): 1}
 
 
 def test_nothing_fits_on_fewer_than_two_sdss() -> None:
@@ -173,6 +174,6 @@ def test_one_tebibyte_is_placed_fast(count: int) -> None:
     assert max(copies.values()) - min(copies.values()) <= 1
 
 
-def test_counting_pairs_of_repeated_segments() -> None:
+def test_counting_holders_of_repeated_segments() -> None:
     segment = b"".join(placed(SEGMENT_CHUNKS, [candidate(1), candidate(2)]).pieces)
-    assert sum(count_pairs([segment, segment, segment[:120]]).values()) == 2 * SEGMENT_CHUNKS + 10
+    assert sum(count_holders([segment, segment, segment[:120]]).values()) == 2 * SEGMENT_CHUNKS + 10

@@ -16,6 +16,7 @@ import trio
 
 from pfvol import log, node
 from pfvol.config import Config, NodeConfig
+from pfvol.constants import STATE_VERSION
 from pfvol.errors import ConfigError, ConflictError, VersionError
 from pfvol.rpc import auth
 from tests.support.processes import running
@@ -115,7 +116,7 @@ def run_program(*arguments: str, **options: Any) -> subprocess.CompletedProcess[
             lambda d: (
                 auth.create_secret(d / "secret"),
                 (d / "n1").mkdir(),
-                (d / "n1" / "version").write_text("1\n"),
+                (d / "n1" / "version").write_text(f"{STATE_VERSION}\n"),
                 (d / "n1" / "token").write_text("t"),
             ),
             2,
@@ -194,7 +195,7 @@ def test_secrets_are_private_and_never_replaced(tmp_path: Path) -> None:
 def test_another_version_is_refused(tmp_path: Path) -> None:
     with node._own(tmp_path / "n1"):
         pass
-    (tmp_path / "n1" / "version").write_text("2")
+    (tmp_path / "n1" / "version").write_text(str(STATE_VERSION + 1))
     with pytest.raises(VersionError), node._own(tmp_path / "n1"):
         pass
 

@@ -402,6 +402,7 @@ async def test_silence_and_half_frames_end_a_connection(autojump_clock: trio.tes
         """A transport whose other side is frozen: it takes everything and says nothing."""
 
         address = "nowhere"
+        ended_by_peer = False
 
         async def receive(self, limit: int = 0, *, idle_seconds: float, frame_seconds: float = 1.0) -> Any:
             await trio.sleep(idle_seconds)
@@ -418,6 +419,7 @@ async def test_silence_and_half_frames_end_a_connection(autojump_clock: trio.tes
     await session.run()
     assert trio.current_time() - started == pytest.approx(SDS_DOWN_AFTER_SECONDS)
     assert "nothing heard" in session.close_reason
+    assert not session.ended_by_peer
 
 
 async def test_reconnecting_waits_introduces_itself_and_comes_back() -> None:

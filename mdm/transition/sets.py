@@ -1,0 +1,211 @@
+"""Who has a chunk: members left out, learners named and joined, and one SDS forced to go on alone.
+
+Each command is for many chunks at once: one SDS down is one command over all that it shared with another one. Each is
+a compare-and-set, entry by entry: what is no longer as the command assumes is passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mdm import commands
+from mdm.events import EventType
+from mdm.health import down
+from mdm.identity import Kind
+from mdm.model import Holders, Joined, Sds, SdsState, Volume
+from mdm.segments import Entry, Rewriter, Rewritten, Roles, edit
+from mdm.transition.draft import Draft
+from pfvol.errors import ConflictError, InvalidError
+
+
+def leave_out(draft: Draft, command: commands.LeaveOut) -> int:
+    keeper: Sds = draft.get(Kind.SDS, command.keeper)
+    left: Sds = draft.get(Kind.SDS, command.left)
+    if keeper is left:
+        raise InvalidError(f"SDS {keeper.name} cannot leave itself out")
+    named = command.chunks is not None
+
+    def change(roles: Roles) -> Roles | None:
+        members = (roles.primary, roles.secondary)
+        if (command.as_primary and members == (keeper.sds_id, left.sds_id)) or (
+            command.as_secondary and members == (left.sds_id, keeper.sds_id)
+        ):
+            # It is brought up to date when it comes back, unless it was to go anyway and another one is on its way.
+            learner = roles.learner if left.removing and roles.learner else left.sds_id
+            return Roles(keeper.sds_id, 0, learner, left.sds_id)
+        return roles if named and (roles.primary, roles.learner) == (keeper.sds_id, left.sds_id) else None
+
+    except_chunks = _by_volume(command.except_chunks)
+    only = _by_volume(command.chunks or ())
+    rewriter = Rewriter(change)
+    changed = []
+    for volume in _volumes(draft):
+        if not any(keeper.sds_id in holders and left.sds_id in holders for holders in volume.placement):
+            continue
+        kept = except_chunks.get(volume.volume_id, set())
+        segments = draft.table("maps")[volume.volume_id]
+        if named:
+            chunks = only.get(volume.volume_id, set()) - kept
+            done = edit(segments, chunks, lambda _, entry: change(entry.roles))
+        else:
+            done = rewriter.rewrite(segments, kept)
+        if done.entries:
+            draft.change_map(volume, done)
+            changed.append((volume, done))
+    lost = -sum(
+        count for _, done in changed for holders, count in done.counts.items() if left.sds_id in holders.members
+    )
+    if lost:
+        draft.event(
+            EventType.CHUNKS_LEFT_OUT,
+            f"SDS {left.name} left out of {lost} chunks: SDS {keeper.name} serves them alone",
+            pd_id=left.pd_id,
+            sds_id=left.sds_id,
+            details={"chunks": lost, "alone": keeper.name},
+        )
+    return _finish(draft, changed)
+
+
+def join_learners(draft: Draft, command: commands.JoinLearners) -> Joined:
+    draft.get(Kind.SDS, command.primary)
+    learner: Sds = draft.get(Kind.SDS, command.learner)
+    epochs: dict[int, dict[int, int]] = {}
+    for volume_id, chunk, epoch in command.chunks:
+        epochs.setdefault(volume_id, {})[chunk] = epoch
+    moved: list[tuple[int, int, int, int]] = []
+    changed = []
+    for volume_id, of_volume in epochs.items():
+        volume = draft.table("volumes").get(volume_id)
+        if volume is None:
+            continue
+
+        def change(
+            chunk: int, entry: Entry, volume_id: int = volume_id, of_volume: dict[int, int] = of_volume
+        ) -> Roles | None:
+            roles = entry.roles
+            expected = (of_volume[chunk], command.primary, learner.sds_id)
+            if (entry.epoch, roles.primary, roles.learner) != expected:
+                return None
+            if not roles.secondary:
+                return Roles(roles.primary, learner.sds_id, 0, 0 if roles.left == learner.sds_id else roles.left)
+            goes = _who_goes(draft, roles.holders)
+            stays = roles.secondary if goes == roles.primary else roles.primary
+            moved.append((volume_id, chunk, stays, goes))
+            return Roles(stays, learner.sds_id, 0, goes)
+
+        done = edit(draft.table("maps")[volume_id], of_volume, change)
+        if done.entries:
+            draft.change_map(volume, done)
+            changed.append((volume, done))
+    entries = sum(done.entries for _, done in changed)
+    if entries:
+        draft.event(
+            EventType.CHUNKS_JOINED,
+            f"SDS {learner.name} has {entries} chunks whole",
+            pd_id=learner.pd_id,
+            sds_id=learner.sds_id,
+            details={"chunks": entries, "moved": len(moved)},
+        )
+    return Joined(_finish(draft, changed), tuple(moved))
+
+
+def set_learners(draft: Draft, command: commands.SetLearners) -> int:
+    changed = []
+    for volume_id, choices in command.choices.items():
+        volume = draft.table("volumes").get(volume_id)
+        if volume is None:
+            continue
+        domain = draft.table("pools")[volume.pool_id].pd_id
+        wanted = {chunk: (epoch, sds_id) for chunk, epoch, sds_id in choices}
+        fitting = {0} | {sds.sds_id for sds in draft.table("sds").values() if sds.pd_id == domain}
+
+        def change(
+            chunk: int,
+            entry: Entry,
+            wanted: dict[int, tuple[int, int]] = wanted,
+            fitting: set[int] = fitting,
+        ) -> Roles | None:
+            epoch, sds_id = wanted[chunk]
+            roles = entry.roles
+            if epoch != entry.epoch or sds_id not in fitting or sds_id == roles.learner:
+                return None
+            return None if sds_id in roles.holders.members else roles._replace(learner=sds_id)
+
+        done = edit(draft.table("maps")[volume_id], wanted, change)
+        if done.entries:
+            draft.change_map(volume, done)
+            changed.append((volume, done))
+    return _finish(draft, changed)
+
+
+def force_alone(draft: Draft, command: commands.ForceAlone) -> int:
+    sds: Sds = draft.get(Kind.SDS, command.sds_id)
+    if sds.state is SdsState.DOWN:
+        raise ConflictError(f"SDS {sds.name} is DOWN: start it before it is made to serve alone")
+    if command.chunks is not None and command.volume_id is None:
+        raise InvalidError("chunks are those of one volume: name it")
+    volumes = list(_volumes(draft)) if command.volume_id is None else [draft.get(Kind.VOLUME, command.volume_id)]
+    gone = down(draft.state)
+
+    def change(roles: Roles) -> Roles | None:
+        others = [sds_id for sds_id in roles.holders.members if sds_id != sds.sds_id]
+        if not others or not gone.issuperset(others):
+            return None
+        return Roles(sds.sds_id, 0, others[0], others[0]) if sds.sds_id in roles else None
+
+    rewriter = Rewriter(change)
+    changed = []
+    for volume in volumes:
+        segments = draft.table("maps")[volume.volume_id]
+        if command.chunks is None:
+            done = rewriter.rewrite(segments)
+        else:
+            done = edit(segments, command.chunks, lambda _, entry: change(entry.roles))
+        if done.entries:
+            draft.change_map(volume, done)
+            changed.append((volume, done))
+    entries = sum(done.entries for _, done in changed)
+    if entries:
+        names = ", ".join(sorted(volume.name for volume, _ in changed)[:5])
+        draft.event(
+            EventType.DATA_LOSS_ACCEPTED,
+            f"SDS {sds.name} was forced to serve {entries} chunks of {names} alone: what only other copies had is lost",
+            pd_id=sds.pd_id,
+            volume_id=command.volume_id,
+            sds_id=sds.sds_id,
+            details={"chunks": entries},
+        )
+    return _finish(draft, changed)
+
+
+def _volumes(draft: Draft) -> Iterable[Volume]:
+    return list(draft.table("volumes").values())
+
+
+def _by_volume(chunks: Iterable[tuple[int, int]]) -> dict[int, set[int]]:
+    found: dict[int, set[int]] = {}
+    for volume_id, chunk in chunks:
+        found.setdefault(volume_id, set()).add(chunk)
+    return found
+
+
+def _who_goes(draft: Draft, holders: Holders) -> int:
+    """Which member a learner replaces: one that is down, one that is being removed, one in the learner's fault set, at
+    last the fuller one."""
+    servers = draft.table("sds")
+    fault_set_id = servers[holders.learner].fault_set_id
+
+    def why(sds_id: int) -> tuple[bool, bool, bool, float]:
+        sds: Sds = servers[sds_id]
+        shares = fault_set_id is not None and sds.fault_set_id == fault_set_id
+        return sds.state is SdsState.DOWN, sds.removing, shares, sds.copies / max(1, sds.slots)
+
+    return max((holders.secondary, holders.primary), key=why)
+
+
+def _finish(draft: Draft, changed: list[tuple[Volume, Rewritten]]) -> int:
+    """Raises the map's version and tells whose health is another now; how many entries changed."""
+    if changed:
+        draft.next_number("map", 2**63 - 1)
+        draft.tell_health([volume for volume, _ in changed])
+    return sum(done.entries for _, done in changed)
