@@ -20,7 +20,7 @@ from datapath import wire
 from datapath.target import Target
 from pfvol.capability import Capability, sign
 from pfvol.constants import CHUNK_SIZE_BYTES, SEGMENT_CHUNKS, SEGMENT_ENTRY_FORMAT
-from pfvol.errors import NotFoundError, UnreachableError
+from pfvol.errors import ConflictError, NotFoundError, UnreachableError
 from pfvol.sds import acceptor
 from pfvol.sds.devices import Devices, load_state, parse_specs
 from pfvol.sds.peers import Identity
@@ -75,6 +75,7 @@ class PlayedMdm:
             "size_bytes": volume.size_bytes,
             "thick": False,
             "commit": volume.commit,
+            "pool_id": 1,
             "mappings": [[sdc_id, mapping, read_only] for mapping, (sdc_id, read_only) in volume.mappings.items()],
             "segments": -(-len(volume.chunks) // SEGMENT_CHUNKS),
         }
@@ -86,15 +87,22 @@ class PlayedMdm:
         entries = b"".join(struct.pack(SEGMENT_ENTRY_FORMAT, *chunk, 0, 0) for chunk in chunks)
         return entries.ljust(SEGMENT_CHUNKS * struct.calcsize(SEGMENT_ENTRY_FORMAT), b"\0")
 
-    async def call(self, method: str, params: dict[str, Any]) -> Any:
+    @property
+    def connected(self) -> bool:
+        return not self.away
+
+    async def call(self, method: str, params: dict[str, Any], *, timeout: float = 10) -> Any:  # noqa: ASYNC109
+        """Leaves nobody out."""
         self.asked.append(method)
         await trio.lowlevel.checkpoint()
         if self.away:
             raise UnreachableError("the MDM is away")
-        if method == "map.volume":
-            return self.info(params["volume_id"])
-        assert method == "map.segment"
-        return self.segment(params["volume_id"], params["segment"])
+        match method:
+            case "map.volume":
+                return self.info(params["volume_id"])
+            case "map.segment":
+                return {"version": 0, "entries": self.segment(params["volume_id"], params["segment"])}
+        raise ConflictError(f"no {method} here")
 
 
 @dataclass
@@ -157,10 +165,12 @@ async def running_sds(directory: Path, sds_id: int, mdm: PlayedMdm) -> AsyncIter
     identity = Identity(SECRET, CLUSTER, sds_id, devices.incarnation, devices.durable_incarnation)
     await trio.to_thread.run_sync(target.start)
     try:
-        server = Server(target, sock, identity, mdm.call)
-        server.registered({"capability_key": KEY, "reserved_slots": 0, "peers": [], "purge": [], "volumes": []})
+        server = Server(target, sock, identity, mdm)
+        admission = {"capability_key": KEY, "reserved_slots": 0, "peers": [], "purge": [], "volumes": []}
+        server.registered(admission | {"map_version": 0})
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
+            server.registered(admission | {"map_version": 0})  # once more, as the daemon does when it serves
             yield RunningSds(sds_id, sock.getsockname()[1], server, target, devices)
             nursery.cancel_scope.cancel()
     finally:
