@@ -298,6 +298,7 @@ class Control:
         return volume_info(self._manager.state, _whole(params, "volume_id"))
 
     async def _map_segment(self, session: Session, params: Params) -> bytes | dict[str, Any]:
+        """An SDS is also told a map version that has all of these entries."""
         number = self._registered(session)
         volume_id, segment = _whole(params, "volume_id"), _whole(params, "segment")
         volume = self._manager.state.volumes.get(volume_id)
@@ -306,7 +307,6 @@ class Control:
         entries = self._manager.segment(volume_id, segment)
         if session.peer.role == "sdc":
             return entries
-        # What an SDS may grant to one who has left a set depends on the version.
         return {"version": self._manager.state.map_version, "entries": entries}
 
 

@@ -266,8 +266,8 @@ class State:
 
     @property
     def map_version(self) -> int:
-        """Raised by each command that changes entries of chunks that were there before."""
-        return self.counters.get("map", 0)
+        """Raised by each command that changes entries of chunks that were there before. At first 1."""
+        return self.counters.get("map", 0) + 1
 
     def pools_of(self, pd_id: int) -> list[Pool]:
         return [pool for pool in self.pools.values() if pool.pd_id == pd_id]

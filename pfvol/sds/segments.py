@@ -32,7 +32,7 @@ PREFETCH_SEGMENTS_MAX: Final = 64  # 256 GiB: a larger volume's map comes as its
 MAP_REFRESH_SECONDS: Final = 0.2  # between two questions for a segment that the engine has
 FETCHES_MAX: Final = 8  # at a time, of those that are fetched again: the MDM has others to answer too
 SEGMENT_MAP_BYTES: Final = SEGMENT_CHUNKS * SEGMENT_ENTRY_BYTES
-NONE: Final = -1  # the MDM has not told of any version
+NONE: Final = 0  # the MDM has not told of any version
 _ENTRY: Final = struct.Struct(SEGMENT_ENTRY_FORMAT)
 
 Key = tuple[int, int]
@@ -127,7 +127,7 @@ class Segments:
             volume = self._volumes.get(volume_id)
             if volume is not None and (segment in volume.told_at or volume.asking == segment or self._is_in(entries)):
                 volume.told_at.setdefault(segment, -math.inf)
-                self._engine.set_segment(volume_id, segment, entries, _to_engine(push.made))
+                self._engine.set_segment(volume_id, segment, entries, push.made)
         self._newest = max(self._newest, push.version)
         self._settle()
 
@@ -147,7 +147,7 @@ class Segments:
     def _settle(self) -> None:
         if self._complete and not self._stale and self._newest > self._in_force:
             self._in_force = self._newest
-            self._engine.set_map_version(_to_engine(self._newest))
+            self._engine.set_map_version(self._newest)
             self._raised.set()
             self._raised = trio.Event()
 
@@ -196,7 +196,7 @@ class Segments:
             return  # forgotten meanwhile: nothing of it is to come back
         if not only_ours or segment in volume.told_at or self._is_in(entries):
             volume.told_at[segment] = trio.current_time()
-            self._engine.set_segment(volume_id, segment, entries, _to_engine(made))
+            self._engine.set_segment(volume_id, segment, entries, made)
         if registrations == self._registrations:
             self._stale.discard((volume_id, segment))
             self._settle()
@@ -232,11 +232,6 @@ class Segments:
         return any(
             us in (primary, secondary, learner) for _, primary, secondary, learner, _ in _ENTRY.iter_unpack(entries)
         )
-
-
-def _to_engine(version: int) -> int:
-    """The MDM counts from 0, which to the engine is no version at all."""
-    return version + 1
 
 
 def _is_whole(entries: Any) -> bool:

@@ -27,13 +27,18 @@ class PlayedSecondary:
         self.link = link
 
     async def next(self, opcode: int) -> Reply:
-        """The next request, which has to be an ``opcode``."""
-        request = await self.link.receive()
-        assert request.header["opcode"] == opcode
-        return request
+        """The next request, which has to be an ``opcode``. Whoever asks for a lease in between gets it."""
+        while True:
+            request = await self.link.receive()
+            if request.header["opcode"] != wire.OP_PING or not request.header["op_id"]:
+                assert request.header["opcode"] == opcode
+                return request
+            await self.answer(request)
 
     async def answer(self, request: Reply, status: int = wire.ST_OK, body: bytes = b"") -> None:
-        kept = {key: request.header[key] for key in ("request_id", "volume_id", "chunk_index", "offset", "length")}
+        kept = {
+            key: request.header[key] for key in ("request_id", "volume_id", "chunk_index", "offset", "length", "op_id")
+        }
         opcode = request.header["opcode"] | wire.OP_REPLY
         await self.link.send(wire.pack_header(opcode, **kept, status=status, body_length=len(body)) + body)
 

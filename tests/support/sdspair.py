@@ -20,7 +20,7 @@ from datapath import wire
 from datapath.target import Target
 from pfvol.capability import Capability, sign
 from pfvol.constants import CHUNK_SIZE_BYTES, SEGMENT_CHUNKS, SEGMENT_ENTRY_FORMAT
-from pfvol.errors import ConflictError, NotFoundError, UnreachableError
+from pfvol.errors import NotFoundError, UnreachableError
 from pfvol.sds import acceptor
 from pfvol.sds.devices import Devices, load_state, parse_specs
 from pfvol.sds.peers import Identity
@@ -91,18 +91,18 @@ class PlayedMdm:
     def connected(self) -> bool:
         return not self.away
 
-    async def call(self, method: str, params: dict[str, Any], *, timeout: float = 10) -> Any:  # noqa: ASYNC109
-        """Leaves nobody out."""
+    async def call(self, method: str, params: dict[str, Any] | None = None, *, timeout: float = 0.0) -> Any:  # noqa: ASYNC109
+        assert params is not None
         self.asked.append(method)
         await trio.lowlevel.checkpoint()
         if self.away:
             raise UnreachableError("the MDM is away")
-        match method:
-            case "map.volume":
-                return self.info(params["volume_id"])
-            case "map.segment":
-                return {"version": 0, "entries": self.segment(params["volume_id"], params["segment"])}
-        raise ConflictError(f"no {method} here")
+        if method == "sds.leave_out":
+            return {"left": 0, "dead": False, "version": 1}
+        if method == "map.volume":
+            return self.info(params["volume_id"])
+        assert method == "map.segment"
+        return {"version": 1, "entries": self.segment(params["volume_id"], params["segment"])}
 
 
 @dataclass
@@ -166,11 +166,19 @@ async def running_sds(directory: Path, sds_id: int, mdm: PlayedMdm) -> AsyncIter
     await trio.to_thread.run_sync(target.start)
     try:
         server = Server(target, sock, identity, mdm)
-        admission = {"capability_key": KEY, "reserved_slots": 0, "peers": [], "purge": [], "volumes": []}
-        server.registered(admission | {"map_version": 0})
+        reply = {
+            "capability_key": KEY,
+            "reserved_slots": 0,
+            "peers": [],
+            "purge": [],
+            "volumes": [],
+            "map_version": 1,
+            "resync": {},
+        }
+        server.registered(reply)
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
-            server.registered(admission | {"map_version": 0})  # once more, as the daemon does when it serves
+            server.registered(reply)  # once more, now that it serves
             yield RunningSds(sds_id, sock.getsockname()[1], server, target, devices)
             nursery.cancel_scope.cancel()
     finally:

@@ -34,19 +34,19 @@ class Engine:
     def __init__(self, mdm: Mdm) -> None:
         self.mdm = mdm
         self.segments: dict[tuple[int, int], int] = {}
-        self.version = -1
+        self.version = 0
 
     def set_segment(self, volume_id: int, segment_index: int, entries: bytes, version: int) -> None:
         key = (volume_id, segment_index)
         # Whoever left a set by this change must be known to know it.
         epoch = epoch_of(entries)
-        assert all(made <= version - 1 for made, of in self.mdm.history.get(key, []) if of <= epoch)
+        assert all(made <= version for made, of in self.mdm.history.get(key, []) if of <= epoch)
         self.segments[key] = max(self.segments.get(key, 0), epoch_of(entries))
         self.check()
 
     def set_map_version(self, version: int) -> None:
-        assert version - 1 > self.version
-        self.version = version - 1  # the engine's 0 is none at all
+        assert version > self.version
+        self.version = version
         self.check()
 
     def check(self) -> None:
@@ -144,7 +144,7 @@ async def test_a_push_raises_the_version_when_its_segments_are_there() -> None:
         assert it.engine.version == 2
 
 
-@pytest.mark.parametrize("changes", [0, 1])
+@pytest.mark.parametrize("changes", [1, 2])
 async def test_the_first_version_is_that_of_the_registration(changes: int) -> None:
     async with running() as it:
         for _ in range(changes):
@@ -156,7 +156,7 @@ async def test_the_first_version_is_that_of_the_registration(changes: int) -> No
 async def test_nothing_is_raised_before_there_was_a_registration() -> None:
     async with running() as it:
         it.segments.pushed(it.mdm.change())
-        assert it.engine.version == -1
+        assert it.engine.version == 0
 
 
 async def test_what_the_engine_does_not_know_or_has_no_part_in_is_left_out_of_a_push() -> None:
