@@ -64,7 +64,7 @@ cdef Chunk* chunk_get(Engine* e, uint64_t volume_id, uint32_t index) noexcept no
 cdef void chunk_forget(Engine* e, Chunk* c) noexcept nogil:
     cdef Chunk** link = &e.table[hash_of(e, c.volume_id, c.index)]
     cdef uint32_t i
-    if c.slot != SLOT_NONE or c.ops != NULL or c.unsynced or c.learn != LEARN_NOT:
+    if c.slot != SLOT_NONE or c.ops != NULL or c.unsynced or c.learn != LEARN_NOT or c.hold_ns > e.now_ns:
         return
     for i in range(CONNS_MAX):
         if e.syncs[i].chunk == c:

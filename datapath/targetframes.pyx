@@ -68,7 +68,7 @@ cdef uint32_t admit(Engine* e, Conn* c, Header* h, bint write) noexcept nogil:
     chunk = chunk_find(e, h.volume_id, h.chunk_index)
     if entry.primary != e.sds_id and (write or entry.secondary != e.sds_id):
         return ST_NOT_MEMBER
-    if (chunk != NULL and chunk.unsynced) or not members_ready(e, entry, h.volume_id, h.chunk_index):
+    if (chunk != NULL and chunk.unsynced) or not members_ready(e, entry, h.volume_id, h.chunk_index, chunk):
         return ST_NOT_READY
     return ST_OK
 
