@@ -64,7 +64,6 @@ class Rebuilder:
         """``resync_bytes`` of each SDS as last seen."""
         self._told: dict[int, _Told] = {}
         self._telling: set[int] = set()
-        self._reserved: dict[int, int] = {}
 
     def wake(self) -> None:
         self._wake.set()
@@ -90,7 +89,6 @@ class Rebuilder:
             await self._plan(grace=grace)
         await self._remove_empty()
         self._tell_rates(nursery)
-        self._tell_reservations(nursery)
         for pool_id, told in self._follow():
             await self._make_event(pool_id, told)
 
@@ -199,14 +197,6 @@ class Rebuilder:
             _log.info("a rebuild rate was not confirmed", peer=str(told.session.peer), reason=error.message)
         finally:
             self._telling.discard(sds_id)
-
-    def _tell_reservations(self, nursery: trio.Nursery) -> None:
-        """Of slots that have become free, as copies moved away; more is reserved before it is promised."""
-        slots = {sds_id: sds.thick_slots for sds_id, sds in self._manager.state.sds.items()}
-        changed = {sds_id for sds_id, count in slots.items() if self._reserved.get(sds_id, count) != count}
-        self._reserved = slots
-        if changed:
-            nursery.start_soon(self._orchestrator.reserve, changed)
 
 
 def _plans(
