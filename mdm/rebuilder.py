@@ -6,7 +6,8 @@ restart of the MDM begins again where the last one was. Planning is pure and run
 when more was promised to thick volumes meanwhile, and SDSs that have taken part in a change since are protected by the
 epochs in it.
 
-After a start nobody is taken for gone before SDSs had the time to find the MDM again.
+After a start nobody is taken for gone, and nothing is assigned by what nobody has reported yet, before SDSs had the
+time to find the MDM again.
 """
 
 from __future__ import annotations
@@ -104,6 +105,8 @@ class Rebuilder:
             partial(_plans, state, reports, away, failed, dict(self._evening)), limiter=self._threads
         )
         self._work = {pool_id: work for planned in plans.values() for pool_id, work in planned.work.items()}
+        if grace and any(sds.state is not SdsState.DOWN for key, sds in state.sds.items() if key not in reports):
+            return  # What they have written is not known yet.
         for pd_id, planned in plans.items():
             self._evening[pd_id] = planned.evening
             if planned.choices and not _promised_more(state, self._manager.state):
