@@ -177,6 +177,25 @@ async def test_when_the_last_copy_is_away_the_volume_says_for_whom_it_waits(tmp_
         assert (await mdm.client.get("/vol/v"))["health"] == "DEGRADED"
 
 
+async def test_a_chunk_with_one_copy_is_shown_and_verified_as_such(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (mdm, _made, (s1, s2, s3)):
+        volume_id = await make_volume(mdm)
+        entries = await s1.fetch(volume_id)
+        alone = chunks_of(entries, s1, s2)
+        await s1.leave_out(s2, as_secondary=False)
+        shown = await mdm.client.get("/vol/v/chunks")
+        assert [chunk["index"] for chunk in shown if chunk["is_degraded"]] == alone
+        copies = [
+            (copy["sds_name"], copy["is_available"], copy["is_rebuilding"]) for copy in shown[alone[0]]["replicas"]
+        ]
+        assert copies == [("s1", True, False), ("s2", False, True)]
+        for sds in (s1, s2, s3):
+            sds.answers["verify"] = lambda params: [[False, None, None]] * params["count"]
+        report = await mdm.client.post("/vol/v/verify")
+        assert {problem["problem"] for problem in report["problems"]} == {"one copy"}
+        assert report["problem_count"] == len(alone)
+
+
 # -- learners
 
 

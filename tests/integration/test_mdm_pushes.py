@@ -12,6 +12,7 @@ from mdm.commands import CreateVolume, MapVolume, SetLearners
 from mdm.pushes import PUSH_SEGMENTS_MAX, REPLACED_FIRST_SECONDS_MAX
 from mdm.witness import PING_SECONDS_MAX
 from tests.support.mdmdaemon import Core, FakeSds, back, chunks_of, core_cluster, never, until
+from tests.support.waiting import poll_until_async
 
 GIB = 1024**3
 
@@ -89,6 +90,24 @@ async def test_nobody_is_left_out_of_a_chunk_whose_move_nobody_has_confirmed(tmp
         gate.set()
         await until(lambda: s1.version == s2.version == 2, "they have confirmed")
         assert (await s3.leave_out(stays, chunks=named))["left"] == 1
+
+
+async def test_a_move_is_settled_too_when_a_member_has_registered_again_and_confirmed(tmp_path: Path) -> None:
+    async with core_cluster(tmp_path) as (mdm, made, (s1, s2, s3)):
+        volume_id, chunk = await moving(mdm, s1, s2, s3)
+        for sds in (s1, s2):
+            sds.answers["map.changed"] = never
+        await s1.learned(s3, [[volume_id, chunk, 2]])
+        await until(lambda: s3.version == 2, "the learner has the map")
+        stays = s1 if s3.entries(volume_id)[chunk][1] == s1.sds_id else s2
+        again = await back(made, mdm, stays)
+        assert again.admission["map_version"] == 2
+        assert await again.wait_told("map.changed") == [{"version": 2, "segments": []}]
+
+        async def left_out() -> bool:
+            return bool((await again.leave_out(s3, as_secondary=False))["left"])
+
+        await poll_until_async(left_out)
 
 
 # -- pushes
