@@ -152,18 +152,18 @@ class Orchestrator:
 
     async def _after_create(self, _: Any, outcome: Outcome) -> None:
         if outcome.state.volumes[outcome.result].thick:
-            await self.reserve()
+            await self._reserve()
 
     async def _after_extend(self, command: commands.ExtendVolume, outcome: Outcome) -> None:
         """SDSs first: an SDC that knows the new size writes there at once."""
         if outcome.state.volumes[command.volume_id].thick:
-            await self.reserve()
+            await self._reserve()
         await self._tell_volume(outcome.state.volumes[command.volume_id])
         await self._tell_mapped(outcome.state, command.volume_id)
 
     async def _after_delete(self, command: commands.DeleteVolume, outcome: Outcome) -> None:
         self.wake()
-        await self.reserve()
+        await self._reserve()
 
     async def _after_map(self, command: commands.MapVolume, outcome: Outcome) -> None:
         await self._tell_volume(outcome.state.volumes[command.volume_id])
@@ -183,7 +183,7 @@ class Orchestrator:
 
     async def _after_set_learners(self, command: commands.SetLearners, _: Outcome) -> None:
         """What a thick volume is promised has to be kept free before the first copy comes."""
-        await self.reserve({sds_id for choices in command.choices.values() for _, _, sds_id in choices})
+        await self._reserve({sds_id for choices in command.choices.values() for _, _, sds_id in choices})
         self.pushes.publish()
 
     async def _after_join(self, _: Any, outcome: Outcome) -> None:
@@ -207,7 +207,7 @@ class Orchestrator:
                 params = {"volume_id": volume_id, "info": volume_info(state, volume_id)}
                 await self._ask_holders(state.volumes[volume_id], "volume.changed", params)
 
-    async def reserve(self, only: Set[int] | None = None) -> None:
+    async def _reserve(self, only: Set[int] | None = None) -> None:
         """Tells the SDSs (all, or some) how many slots are promised to thick volumes."""
         async with self._reserving, trio.open_nursery() as nursery:
             state = self.manager.state
