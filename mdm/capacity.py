@@ -60,11 +60,12 @@ def place_chunks(
 
     Raises ConflictError with fewer than two of them, CapacityError when they cannot hold a thick volume's copies.
     """
-    up = [sds for sds in state.sds_of(pool.pd_id) if sds.state is not SdsState.DOWN and sds.slots]
+    domain = state.sds_of(pool.pd_id)
+    up = [sds for sds in domain if sds.state is not SdsState.DOWN and sds.slots and not sds.removing]
     if len(up) < 2:
-        domain = state.pds[pool.pd_id].name
+        name = state.pds[pool.pd_id].name
         raise ConflictError(
-            f"two copies need at least 2 SDSs that are UP, and protection domain {domain} has {len(up)}: "
+            f"two copies need at least 2 SDSs that are UP, and protection domain {name} has {len(up)}: "
             "add one (pfvol sds add) or start one that is DOWN",
             up=len(up),
         )

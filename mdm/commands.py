@@ -79,6 +79,30 @@ class DeletePool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartRebuild:
+    """Takes a cancellation back; SDSs that are DOWN now are not waited for any longer."""
+
+    pool_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CancelRebuild:
+    """Nothing is copied in this pool until ``StartRebuild``."""
+
+    pool_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TellRebuild:
+    """An event about a pool's rebuild, nothing else. ``type``: an ``EventType`` that starts with ``REBUILD_``."""
+
+    pool_id: int
+    type: str
+    message: str
+    details: Mapping[str, int | float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AddSds:
     """Admits the SDS that will register from ``node`` (default: its own name). ``devices`` are paths on that node; none
     means ``DEVICES_PER_SDS_DEFAULT`` in its data dir. ``capacity_bytes`` is spread over them in whole chunks.
@@ -95,6 +119,17 @@ class AddSds:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoveSds:
+    """An SDS without copies goes at once; one with copies is emptied first (``Sds.removing``). ``thin_slots`` as in
+    ``CreateVolume``. Result: whether it has gone."""
+
+    sds_id: int
+    thin_slots: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepSds:
+    """Takes a removal back that has not ended yet."""
+
     sds_id: int
 
 
@@ -248,6 +283,10 @@ Command = (
     | DeletePool
     | AddSds
     | RemoveSds
+    | KeepSds
+    | StartRebuild
+    | CancelRebuild
+    | TellRebuild
     | AddSdc
     | RemoveSdc
     | CreateVolume

@@ -17,6 +17,7 @@ from mdm import commands
 from mdm.membership import Candidate, SdcRuntime, SdsRuntime, peers_of
 from mdm.model import Device, Volume, VolumeMapping
 from mdm.orchestrator import Orchestrator, volume_info
+from mdm.rates import leads_of, rates_of
 from mdm.views import View
 from mdm.witness import Witness
 from pfvol import capability
@@ -162,6 +163,7 @@ class Control:
             "devices": [{"index": item.index, "path": item.path, "slots": item.slots} for item in sds.devices],
             "reserved_slots": sds.thick_slots,
             "map_version": state.map_version,
+            "resync": rates_of(state, leads_of(state), sds_id),
             "peers": peers_of(state),
             "purge": [purge.volume_id for purge in state.purges.values() if sds_id in purge.sds_ids],
             "volumes": [
@@ -407,6 +409,6 @@ def _stats(value: Any, figures_per_volume: int | None) -> dict[str, Any]:
         ):
             raise InvalidError(f"stats of a volume must be {figures_per_volume} numbers")
     for key, figure in value.items():
-        if key.startswith("slots_") and not _is_number(figure):
+        if key.startswith(("slots_", "resync_")) and not _is_number(figure):
             raise InvalidError(f"{key} must be a number")
     return value

@@ -18,6 +18,7 @@ from mdm.control import Control
 from mdm.manager import Manager
 from mdm.membership import Membership
 from mdm.orchestrator import Orchestrator
+from mdm.rebuilder import Rebuilder
 from pfvol.config import format_address
 from pfvol.errors import ConfigError, ConflictError
 from pfvol.node import Node
@@ -62,6 +63,7 @@ async def run_role(node: Node, *, task_status: trio.TaskStatus[dict[str, Any]] =
                 )
 
             await nursery.start(orchestrator.run)
+            await nursery.start(Rebuilder(orchestrator).run)
             control_address = await nursery.start(control)
             api_address = await nursery.start(api)
             _keep_ports(directory / PORTS, ports, {"control": control_address[1], "api": api_address[1]})

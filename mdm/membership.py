@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mdm.model import Sds, State
+from mdm.progress import Status
 from pfvol.config import Address
 from pfvol.rpc.session import Session
 
@@ -56,6 +57,8 @@ class Membership:
         self.nodes: dict[str, Candidate] = {}
         self.dead: set[int] = set()
         """SDSs whose own end closed their session, and of whose node nothing has been heard since."""
+        self.rebuilds: dict[int, Status] = {}
+        """How far each pool's rebuild is, as the rebuilder last found."""
         self.seen: set[int] = set()
         """SDSs that have registered since the MDM started: when one of these is not here, it has gone."""
 

@@ -90,7 +90,9 @@ class FaultSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """``capacity_bytes`` is net. ``thick_bytes`` is the sum of its thick volumes' sizes; spare None: automatic."""
+    """``capacity_bytes`` is net. ``thick_bytes`` is the sum of its thick volumes' sizes; spare None: automatic.
+
+    ``rebuild_started_at``: when an operator last asked for the rebuild: SDSs DOWN by then are not waited for."""
 
     pool_id: int
     pd_id: int
@@ -102,6 +104,8 @@ class Pool:
     rebuild_delay_seconds: int
     spare_percent: int | None
     created_at: datetime
+    rebuild_cancelled: bool = False
+    rebuild_started_at: datetime | None = None
     thick_bytes: int = 0
 
 
@@ -118,7 +122,8 @@ class Device:
 @dataclass(frozen=True, kw_only=True)
 class Sds:
     """``copies`` counts the chunks that have a member or a learner here, ``thick_slots`` those of thick volumes among
-    them, ``primaries`` those that it leads. ``removing``: what it has is to go elsewhere."""
+    them, ``primaries`` those that it leads. ``removing``: what it has is to go elsewhere. ``down_since``: when it last
+    went DOWN, while it is."""
 
     sds_id: int
     pd_id: int
@@ -133,6 +138,7 @@ class Sds:
     http_address: tuple[str, int] | None = None
     incarnation: int = 0
     removing: bool = False
+    down_since: datetime | None = None
     copies: int = 0
     primaries: int = 0
     thick_slots: int = 0

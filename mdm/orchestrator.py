@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -62,6 +62,9 @@ class Orchestrator:
         self.manager = manager
         self.membership = membership
         self.pushes = Pushes(manager)
+        self.watchers: list[Callable[[], None]] = []
+        """Called after each command that was carried out."""
+        self._nursery: trio.Nursery | None = None
         self._wake = trio.Event()
         self._purge_asked: dict[tuple[int, int], float] = {}
         self._reserving = trio.Lock()
@@ -81,7 +84,7 @@ class Orchestrator:
             commands.UpdatePool: self._after_pool_update,
             commands.LeaveOut: self._after_map_change,
             commands.JoinLearners: self._after_join,
-            commands.SetLearners: self._after_map_change,
+            commands.SetLearners: self._after_set_learners,
             commands.ForceAlone: self._after_map_change,
         }
 
@@ -97,6 +100,8 @@ class Orchestrator:
                     self.pushes.joined(outcome.result, outcome.state.map_version)
             if follow is not None:
                 await follow(command, outcome)
+        for watcher in self.watchers:
+            watcher()
         return outcome
 
     def _completed(self, command: Command) -> Command:
@@ -109,6 +114,8 @@ class Orchestrator:
                 return replace(command, **self._thin_use(pool_id))
             case commands.ExtendVolume(volume_id=volume_id) if volume_id in state.volumes:
                 return replace(command, **self._thin_use(state.volumes[volume_id].pool_id))
+            case commands.RemoveSds():
+                return replace(command, thin_slots=membership.thin_slots(state))
             case commands.LeaveOut(except_chunks=except_chunks):
                 return replace(command, except_chunks=except_chunks | self.pushes.unsettled())
         return command
@@ -126,6 +133,8 @@ class Orchestrator:
             await self._tell([self.membership.nodes[node].session], "sds.admitted", {})
 
     async def _after_remove_sds(self, command: commands.RemoveSds, outcome: Outcome) -> None:
+        if not outcome.result:
+            return  # It is emptied first.
         runtime = self.membership.sds.pop(command.sds_id, None)
         self.membership.sds_stats.pop(command.sds_id, None)
         if runtime is not None:
@@ -143,18 +152,18 @@ class Orchestrator:
 
     async def _after_create(self, _: Any, outcome: Outcome) -> None:
         if outcome.state.volumes[outcome.result].thick:
-            await self._reserve()
+            await self.reserve()
 
     async def _after_extend(self, command: commands.ExtendVolume, outcome: Outcome) -> None:
         """SDSs first: an SDC that knows the new size writes there at once."""
         if outcome.state.volumes[command.volume_id].thick:
-            await self._reserve()
+            await self.reserve()
         await self._tell_volume(outcome.state.volumes[command.volume_id])
         await self._tell_mapped(outcome.state, command.volume_id)
 
     async def _after_delete(self, command: commands.DeleteVolume, outcome: Outcome) -> None:
         self.wake()
-        await self._reserve()
+        await self.reserve()
 
     async def _after_map(self, command: commands.MapVolume, outcome: Outcome) -> None:
         await self._tell_volume(outcome.state.volumes[command.volume_id])
@@ -172,9 +181,16 @@ class Orchestrator:
     async def _after_map_change(self, _: Any, outcome: Outcome) -> None:
         self.pushes.publish()
 
+    async def _after_set_learners(self, command: commands.SetLearners, _: Outcome) -> None:
+        """What a thick volume is promised has to be kept free before the first copy comes."""
+        await self.reserve({sds_id for choices in command.choices.values() for _, _, sds_id in choices})
+        self.pushes.publish()
+
     async def _after_join(self, _: Any, outcome: Outcome) -> None:
         """Who was replaced first: the sooner it knows, the shorter the others wait for its lease."""
         self.pushes.publish({goes for *_, goes in outcome.result.moved})
+        if outcome.result.moved and self._nursery is not None:
+            self._nursery.start_soon(self.reserve)
 
     # -- what others are told
 
@@ -191,11 +207,12 @@ class Orchestrator:
                 params = {"volume_id": volume_id, "info": volume_info(state, volume_id)}
                 await self._ask_holders(state.volumes[volume_id], "volume.changed", params)
 
-    async def _reserve(self) -> None:
+    async def reserve(self, only: Set[int] | None = None) -> None:
+        """Tells the SDSs (all, or some) how many slots are promised to thick volumes."""
         async with self._reserving, trio.open_nursery() as nursery:
             state = self.manager.state
             for sds_id, session in self.membership.sds_sessions():
-                if sds_id in state.sds:
+                if sds_id in state.sds and (only is None or sds_id in only):
                     params = {"slots": state.sds[sds_id].thick_slots}
                     nursery.start_soon(self._ask, session, "reserved", params)
 
@@ -253,6 +270,7 @@ class Orchestrator:
         grace_until = trio.current_time() + SDS_DOWN_AFTER_SECONDS
         task_status.started()
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             self.pushes.start(nursery)
             while True:
                 self._wake = trio.Event()
@@ -391,6 +409,7 @@ def volume_info(state: State, volume_id: int) -> dict[str, Any]:
         raise NotFoundError(f"no volume number {volume_id}")
     return {
         "size_bytes": volume.size_bytes,
+        "pool_id": volume.pool_id,
         "thick": volume.thick,
         "commit": state.pools[volume.pool_id].durability == "commit",
         "pool_id": volume.pool_id,

@@ -7,7 +7,7 @@ is never stored: it follows from which SDSs serve and where the chunks' copies a
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from mdm import capacity, health
 from mdm.events import Event
 from mdm.identity import Kind, external_id, resolve
 from mdm.model import FaultSet, Health, Pool, ProtectionDomain, Sdc, Sds, SdsState, State, Volume
+from mdm.progress import RebuildState, Status
 from mdm.segments import entry_of
 from mdm.verify import Difference, VerifyReport
 from pfvol import __version__
@@ -167,6 +168,27 @@ class View:
         """Why a pool is not OK, a sentence each."""
         for reason in self._reasons(self.state.volumes_of(pool.pool_id)):
             yield f"pool {pool.name}: {reason}"
+        rebuild = self._rebuild_of(pool)
+        if rebuild.state in (RebuildState.STALLED, RebuildState.CANCELLED) and rebuild.degraded_chunks:
+            yield f"pool {pool.name}: its rebuild is {rebuild.state}: {rebuild.reason}"
+
+    def rebuild(self, pool: Pool) -> Object:
+        status = self._rebuild_of(pool)
+        return with_gb(
+            {
+                "pool_id": self.id_of(Kind.POOL, pool.pool_id),
+                "pool_name": pool.name,
+                "state": status.state,
+                "reason": status.reason,
+                "progress_percent": status.percent,
+                "bytes_rebuilt": status.bytes_rebuilt,
+                "total_bytes": status.total_bytes,
+                "rate_mbps": status.rate_mbps,
+                "rebuild_rate_limit_mbps": pool.rebuild_rate_limit_mbps,
+                "estimated_time_remaining_seconds": status.eta_seconds,
+                "degraded_chunks": self._pool_chunks(pool).degraded,
+            }
+        )
 
     def _reasons(self, volumes: Collection[Volume]) -> Iterator[str]:
         chunks = self.chunks_of(volumes)
@@ -188,6 +210,7 @@ class View:
                 "fault_set_id": None if fault_set is None else self.id_of(Kind.FAULT_SET, fault_set.fault_set_id),
                 "fault_set_name": None if fault_set is None else fault_set.name,
                 "state": sds.state,
+                "removing": sds.removing,
                 "node": sds.node,
                 "ip": sds.ip,
                 "data_address": address(sds.data_address),
@@ -339,13 +362,18 @@ class View:
     def _pool_chunks(self, pool: Pool) -> Chunks:
         return self.chunks_of(self.state.volumes_of(pool.pool_id))
 
+    def _rebuild_of(self, pool: Pool) -> Status:
+        found = self.membership.rebuilds.get(pool.pool_id, Status())
+        if pool.rebuild_cancelled:  # The rebuilder may not have seen it yet.
+            found = replace(found, state=RebuildState.CANCELLED, rate_mbps=0.0, eta_seconds=None)
+        return found
+
     def _pool_condition(self, pool: Pool) -> Object:
-        chunks = self._pool_chunks(pool)
+        chunks, rebuild = self._pool_chunks(pool), self._rebuild_of(pool)
         return {
             "health": chunks.health,
-            # Nothing rebuilds in this version: a chunk that lost a copy waits for its SDS to come back.
-            "rebuild_state": "IDLE",
-            "rebuild_progress_percent": 0.0,
+            "rebuild_state": rebuild.state,
+            "rebuild_progress_percent": rebuild.percent,
             "volume_count": len(self.state.volumes_of(pool.pool_id)),
             "chunk_count": chunks.total,
             "degraded_chunk_count": chunks.degraded,

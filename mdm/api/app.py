@@ -18,7 +18,7 @@ from hypercorn.trio import serve as hypercorn_serve
 
 from mdm.api import problem, schemas
 from mdm.api.auth import OPEN_PATHS, Gate
-from mdm.api.routes import event, fault_set, pd, pool, sdc, sds, system, vol
+from mdm.api.routes import event, fault_set, pd, pool, rebuild, sdc, sds, system, vol
 from pfvol import __version__
 from pfvol.errors import ConfigError, ConflictError
 
@@ -26,7 +26,17 @@ if TYPE_CHECKING:
     from mdm.orchestrator import Orchestrator
 
 PORT_MAX = 65535
-ROUTERS = (pd.router, fault_set.router, pool.router, sds.router, sdc.router, vol.router, event.router, system.router)
+ROUTERS = (
+    pd.router,
+    fault_set.router,
+    pool.router,
+    sds.router,
+    sdc.router,
+    vol.router,
+    rebuild.router,
+    event.router,
+    system.router,
+)
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     422: {"model": schemas.Problem, "description": "The request does not fit the schema."},
     "default": {"model": schemas.Problem, "description": "Any other error."},

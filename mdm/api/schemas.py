@@ -179,6 +179,8 @@ class Named(Answer):
 
 
 class Deleted(Named):
+    """``deleted`` false: it is on its way, see the object's own state."""
+
     deleted: bool
 
 
@@ -253,6 +255,23 @@ class PoolHealth(Named):
     rebuild_progress_percent: float
 
 
+class Rebuild(Answer):
+    """``bytes_rebuilt`` of ``total_bytes``, which is an estimate until the rebuild is complete."""
+
+    pool_id: str
+    pool_name: str
+    state: RebuildState
+    reason: str | None
+    progress_percent: float
+    bytes_rebuilt: int
+    total_bytes: int
+    total_gb: float
+    rate_mbps: float
+    rebuild_rate_limit_mbps: int
+    estimated_time_remaining_seconds: float | None
+    degraded_chunks: int
+
+
 class FailedDevice(Answer):
     index: int
     message: str
@@ -264,6 +283,7 @@ class Sds(Named):
     fault_set_id: str | None
     fault_set_name: str | None
     state: Literal["UP", "DOWN", "DEGRADED"]
+    removing: bool
     node: str
     ip: str | None
     data_address: str | None

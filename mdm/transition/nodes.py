@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from mdm import commands
 from mdm.events import EventType
 from mdm.identity import Kind, check_name
 from mdm.model import Device, FaultSet, ProtectionDomain, Sdc, SdcSession, Sds, SdsState
+from mdm.placement import fits
 from mdm.transition.checks import choice, host, host_or_address, text, whole
 from mdm.transition.draft import Draft
 from pfvol.constants import CHUNK_SIZE_BYTES, DEVICES_PER_SDS_DEFAULT, VOLUME_SIZE_BYTES_MAX
-from pfvol.errors import ConflictError, InvalidError
+from pfvol.errors import CapacityError, ConflictError, InvalidError
 
+COPIES = 2
 DEVICES_PER_SDS_MAX = 256
 PORT_MAX = 65535
 INCARNATION_MAX = 2**63 - 1
@@ -39,25 +41,78 @@ def add_sds(draft: Draft, command: commands.AddSds) -> int:
         state=SdsState.DOWN,
         devices=_planned_devices(command),
         created_at=draft.now,
+        down_since=draft.now,
     )
     draft.put("sds", sds_id, sds)
     draft.event(EventType.SDS_ADD, f"SDS {sds.name} added on node {node}", pd_id=pd.pd_id, sds_id=sds_id)
     return sds_id
 
 
-def remove_sds(draft: Draft, command: commands.RemoveSds) -> None:
+def remove_sds(draft: Draft, command: commands.RemoveSds) -> bool:
     sds: Sds = draft.get(Kind.SDS, command.sds_id)
     if sds.copies:
-        raise ConflictError(
-            f"SDS {sds.name} holds {sds.copies} chunk copies, and this version does not move them elsewhere: "
-            "delete the volumes that use it first"
-        )
+        _begin_removal(draft, sds, command.thin_slots)
+        return False
     for volume_id, purge in list(draft.table("purges").items()):
         if sds.sds_id in purge.sds_ids:
             confirm_purge(draft, volume_id, sds.sds_id)
     draft.free_name(Kind.SDS, sds.name)
     draft.drop("sds", sds.sds_id)
     draft.event(EventType.SDS_REMOVE, f"SDS {sds.name} removed", pd_id=sds.pd_id, sds_id=sds.sds_id)
+    return True
+
+
+def keep_sds(draft: Draft, command: commands.KeepSds) -> None:
+    sds: Sds = draft.get(Kind.SDS, command.sds_id)
+    if not sds.removing:
+        return
+    draft.put("sds", sds.sds_id, replace(sds, removing=False))
+    draft.event(
+        EventType.SDS_REMOVE_CANCEL, f"SDS {sds.name} is not removed any more", pd_id=sds.pd_id, sds_id=sds.sds_id
+    )
+
+
+def _begin_removal(draft: Draft, sds: Sds, thin_slots: Mapping[int, int]) -> None:
+    """The copies are to move elsewhere. Refused when it is certain that they cannot."""
+    if sds.removing:
+        return
+    state = draft.state
+    domain = state.sds_of(sds.pd_id)
+    others = [other for other in domain if other.sds_id != sds.sds_id and not other.removing and other.slots]
+    if len(others) < COPIES:
+        raise ConflictError(
+            f"SDS {sds.name} holds {sds.copies} chunk copies, and two copies need {COPIES} other SDSs: protection "
+            f"domain {state.pds[sds.pd_id].name} has {len(others)}; add one, or delete the volumes that use this one",
+            others=len(others),
+        )
+    volumes = [volume for pool in state.pools_of(sds.pd_id) for volume in state.volumes_of(pool.pool_id)]
+    alone = sum(
+        count for volume in volumes for holders, count in volume.placement.items() if holders.members == (sds.sds_id,)
+    )
+    if sds.state is SdsState.DOWN and alone:
+        raise ConflictError(
+            f"SDS {sds.name} is DOWN and has the only copy of {alone} chunks: start it before it is removed",
+            chunks=alone,
+        )
+    chunks = sum(volume.chunks for volume in volumes if volume.thick)
+    thin = sum(thin_slots.get(other.sds_id, 0) for other in domain)
+    room = [max(0, other.slots - thin_slots.get(other.sds_id, 0)) for other in others]
+    total = sum(other.slots for other in others)
+    if not fits(chunks, room) or COPIES * chunks + thin > total:
+        raise CapacityError(
+            f"SDS {sds.name} cannot be emptied: the other SDSs of its protection domain have {total} slots, and "
+            f"{COPIES * chunks + thin} copies are written or promised; add an SDS, or delete a volume",
+            slots=total,
+            needed=COPIES * chunks + thin,
+        )
+    draft.put("sds", sds.sds_id, replace(sds, removing=True))
+    draft.event(
+        EventType.SDS_REMOVE_START,
+        f"SDS {sds.name} is being removed: {sds.copies} chunk copies move elsewhere first",
+        pd_id=sds.pd_id,
+        sds_id=sds.sds_id,
+        details={"copies": sds.copies},
+    )
 
 
 def register_sds(draft: Draft, command: commands.RegisterSds) -> None:
@@ -142,7 +197,8 @@ def confirm_purge(draft: Draft, volume_id: int, sds_id: int) -> None:
 def _set_state(draft: Draft, sds: Sds, state: SdsState) -> None:
     if sds.state is state:
         return
-    draft.put("sds", sds.sds_id, replace(sds, state=state))
+    down_since = draft.now if state is SdsState.DOWN else None
+    draft.put("sds", sds.sds_id, replace(sds, state=state, down_since=down_since))
     draft.event(
         EventType.SDS_STATE_CHANGE,
         f"SDS {sds.name} went from {sds.state} to {state}",

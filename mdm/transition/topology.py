@@ -141,6 +141,35 @@ def delete_pool(draft: Draft, command: commands.DeletePool) -> None:
     draft.event(EventType.POOL_DELETE, f"pool {pool.name} deleted", pd_id=pool.pd_id, pool_id=pool.pool_id)
 
 
+def start_rebuild(draft: Draft, command: commands.StartRebuild) -> None:
+    pool: Pool = draft.get(Kind.POOL, command.pool_id)
+    draft.put("pools", pool.pool_id, replace(pool, rebuild_cancelled=False, rebuild_started_at=draft.now))
+
+
+def cancel_rebuild(draft: Draft, command: commands.CancelRebuild) -> None:
+    pool: Pool = draft.get(Kind.POOL, command.pool_id)
+    if pool.rebuild_cancelled:
+        return
+    draft.put("pools", pool.pool_id, replace(pool, rebuild_cancelled=True))
+    draft.event(
+        EventType.REBUILD_CANCELLED,
+        f"pool {pool.name}: nothing is copied until the rebuild is started again",
+        pd_id=pool.pd_id,
+        pool_id=pool.pool_id,
+    )
+
+
+def tell_rebuild(draft: Draft, command: commands.TellRebuild) -> None:
+    pool: Pool = draft.get(Kind.POOL, command.pool_id)
+    draft.event(
+        choice("event type", EventType, command.type),
+        f"pool {pool.name}: {command.message}",
+        pd_id=pool.pd_id,
+        pool_id=pool.pool_id,
+        details=command.details,
+    )
+
+
 def _wanted(command: commands.UpdatePool) -> dict[str, Any]:
     """The properties that the command sets, checked."""
     checks = {

@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "sds": ("pfvol.cli.sds", "app", "Storage servers."),
     "sdc": ("pfvol.cli.sdc", "app", "Clients that mount volumes."),
     "vol": ("pfvol.cli.vol", "app", "Volumes: create, map, extend, verify."),
+    "rebuild": ("pfvol.cli.rebuild", "app", "Copies that are made again or moved."),
     "event": ("pfvol.cli.event", "app", "What happened in the cluster."),
     "system": ("pfvol.cli.system", "app", "The cluster as a whole."),
 }

@@ -32,6 +32,7 @@ LIST = (
     field("PD", "pd_name"),
     field("FAULT SET", "fault_set_name"),
     field("STATE", "state"),
+    field("REMOVING", "removing"),
     field("DATA ADDRESS", "data_address"),
     size("CAPACITY", "total_capacity_bytes"),
     size("USED", "used_capacity_bytes"),
@@ -42,6 +43,7 @@ DETAIL = (
     field("Protection domain", "pd_name"),
     field("Fault set", "fault_set_name"),
     field("State", "state"),
+    field("Removing", "removing"),
     field("Node", "node"),
     field("Data address", "data_address"),
     size("Capacity", "total_capacity_bytes"),
@@ -100,9 +102,19 @@ def show(ctx: typer.Context, sds: SdsArgument) -> None:
 
 
 @app.command("remove")
-def remove(ctx: typer.Context, sds: SdsArgument) -> None:
-    """Remove an SDS that holds no copies."""
+def remove(
+    ctx: typer.Context,
+    sds: SdsArgument,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Keep it: take back a removal under way.")] = False,
+) -> None:
+    """Remove an SDS; one that holds copies is emptied first, and goes when that is done."""
     cli = settings(ctx)
     with cli.client() as api:
-        row = api.delete(route(Noun.SDS, sds))
-    cli.out.done(row, f"SDS {sds} removed")
+        if cancel:
+            row = api.post(route(Noun.SDS, sds, "keep"))
+            note = f"SDS {sds} stays"
+        else:
+            row = api.delete(route(Noun.SDS, sds))
+            emptied = f"SDS {sds} is emptied and then removed: see `pfvol sds show {sds}`"
+            note = f"SDS {sds} removed" if row["deleted"] else emptied
+    cli.out.done(row, note)

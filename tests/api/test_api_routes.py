@@ -256,11 +256,46 @@ async def test_sds(api: Api) -> None:
         await api.client.delete("/sds/s1")
 
 
-async def test_sds_that_holds_copies_stays(api: Api) -> None:
+async def test_sds_that_holds_copies_is_emptied_first(api: Api) -> None:
     await api.make_pool()
     await api.client.post("/vol/create", pool_id="pool", name="v", size_gb=1)
+    assert (await api.client.delete("/sds/s1"))["deleted"] is False
+    assert (await api.client.get("/sds/s1"))["removing"] is True
     with pytest.raises(ConflictError):
-        await api.client.delete("/sds/s1")
+        await api.client.delete("/sds/s2")
+    assert (await api.client.post("/sds/s1/keep"))["removing"] is False
+
+
+async def test_rebuild(api: Api) -> None:
+    """Goal: the contract's fields; there is nothing to cancel where nothing is to be done; cancelled until started."""
+    await api.make_pool()
+    await api.client.post("/vol/create", pool_id="pool", name="v", size_gb=1)
+    pool = await api.client.get("/pool/pool")
+    status = await api.client.get("/rebuild/status/pool")
+    assert status == {
+        "pool_id": pool["id"],
+        "pool_name": "pool",
+        "state": "IDLE",
+        "reason": None,
+        "progress_percent": 0.0,
+        "bytes_rebuilt": 0,
+        "total_bytes": 0,
+        "total_gb": 0.0,
+        "rate_mbps": 0.0,
+        "rebuild_rate_limit_mbps": 100,
+        "estimated_time_remaining_seconds": None,
+        "degraded_chunks": 0,
+    }
+    with pytest.raises(ConflictError, match="nothing to cancel"):
+        await api.client.post("/rebuild/cancel/pool")
+    s1 = next(sds for sds in api.manager.state.sds.values() if sds.name == "s1")
+    await api.manager.execute(SetSdsState(sds_id=s1.sds_id, state="DOWN"))
+    status = await api.client.post(f"/rebuild/cancel/{pool['id']}")
+    assert (status["state"], status["degraded_chunks"]) == ("CANCELLED", s1.copies)
+    assert (await api.client.get("/pool/pool"))["rebuild_state"] == "CANCELLED"
+    assert (await api.client.post("/rebuild/start/pool"))["state"] == "IDLE"
+    with pytest.raises(NotFoundError):
+        await api.client.get("/rebuild/status/none")
 
 
 async def test_sdc(api: Api) -> None:

@@ -245,3 +245,31 @@ async def test_documents_are_what_rest_answers(api: Api, pfvol: Cli) -> None:
         (("event", "list"), "/event/list"),
     ):
         assert await pfvol.json(*words) == await api.client.get(path)
+
+
+async def test_rebuild(api: Api, pfvol: Cli) -> None:
+    """Goal: status, cancel and start in words and as JSON; what does not go on by itself ends a watch with code 4."""
+    await api.make_pool()
+    await pfvol.text("vol", "create", "pool", "v", "1GiB")
+    assert "IDLE" in await pfvol.text("rebuild", "status", "pool")
+    assert (await pfvol.json("rebuild", "status", "pool", "--watch"))["state"] == "IDLE"
+    assert (await pfvol.run("rebuild", "cancel", "pool")).code == EXIT_CONFLICT
+    assert (await pfvol.run("rebuild", "status", "none")).code == EXIT_NOT_FOUND
+    s1 = next(sds for sds in api.manager.state.sds.values() if sds.name == "s1")
+    await api.manager.execute(SetSdsState(sds_id=s1.sds_id, state="DOWN"))
+    assert (await pfvol.json("rebuild", "cancel", "pool"))["state"] == "CANCELLED"
+    watched = await pfvol.run("rebuild", "status", "pool", "--watch")
+    assert (watched.code, "CANCELLED" in watched.stderr) == (EXIT_CONFLICT, True)
+    started = await pfvol.run("rebuild", "start", "pool")
+    assert (started.code, started.stdout) == (0, "")
+    await pfvol.text("pool", "set", "pool", "--rebuild-rate-limit", "20", "--rebuild-delay", "0")
+    assert "20" in await pfvol.text("rebuild", "status", "pool")
+
+
+async def test_an_sds_is_emptied_or_kept(api: Api, pfvol: Cli) -> None:
+    await api.make_pool()
+    await pfvol.text("vol", "create", "pool", "v", "1GiB")
+    removed = await pfvol.run("sds", "remove", "s1")
+    assert (removed.code, "is emptied" in removed.stderr) == (0, True)
+    assert (await pfvol.json("sds", "show", "s1"))["removing"] is True
+    assert (await pfvol.json("sds", "remove", "s1", "--cancel"))["removing"] is False

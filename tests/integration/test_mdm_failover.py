@@ -110,6 +110,17 @@ async def test_one_that_answers_but_says_nothing_of_the_trouble_is_replaced_late
         assert left == len(chunks_of(entries, s2, s1))
 
 
+async def test_one_that_says_a_word_of_the_trouble_is_not_replaced(tmp_path: Path) -> None:
+    """It may only lack the agreement that it needs to leave the other one out itself."""
+    async with cluster(tmp_path) as (mdm, _made, (s1, s2, _s3)):
+        await make_volume(mdm)
+        ends = trio.current_time() + SILENT_AFTER_SECONDS + 0.5
+        while trio.current_time() < ends:
+            assert (await s2.leave_out(s1, as_primary=False))["left"] == 0
+            assert (await s1.leave_out(s2, as_primary=False))["left"] == 0
+            await trio.sleep(0.2)
+
+
 async def test_chunks_that_are_excepted_or_named(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (mdm, _made, (s1, s2, _s3)):
         volume_id = await make_volume(mdm)

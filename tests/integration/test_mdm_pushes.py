@@ -43,13 +43,22 @@ async def test_who_was_replaced_hears_of_it_first(tmp_path: Path) -> None:
     async with core_cluster(tmp_path) as (mdm, _made, (s1, s2, s3)):
         volume_id, chunk = await moving(mdm, s1, s2, s3)
         order: list[str] = []
+
+        def slow(name: str) -> Callable[[Any], Any]:
+            async def take(_: Any) -> None:
+                order.append(f"{name} is told")
+                await trio.sleep(REPLACED_FIRST_SECONDS_MAX / 3)
+                order.append(f"{name} confirms")
+
+            return take
+
         for sds in (s1, s2, s3):
-            sds.answers["map.changed"] = lambda _, sds=sds: order.append(sds.name)
+            sds.answers["map.changed"] = slow(sds.name)
         assert await s1.learned(s3, [[volume_id, chunk, 2]]) == {"joined": 1, "version": 2}
         await until(lambda: s1.version == s2.version == s3.version == 2, "everybody has the map")
         (entry,) = {sds.entries(volume_id)[chunk] for sds in (s1, s2, s3)}
         names = {sds.sds_id: sds.name for sds in (s1, s2, s3)}
-        assert order[0] == names[entry[4]]
+        assert order[:2] == [f"{names[entry[4]]} is told", f"{names[entry[4]]} confirms"]
 
 
 async def test_who_was_replaced_and_does_not_confirm_holds_the_others_up_only_briefly(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from mdm.commands import (
     AddSdc,
     AddSds,
+    CancelRebuild,
     CreatePool,
     CreateProtectionDomain,
     CreateVolume,
@@ -17,18 +18,21 @@ from mdm.commands import (
     DeletePool,
     DeleteProtectionDomain,
     DeleteVolume,
+    KeepSds,
     MapVolume,
     RegisterSdc,
     RemoveSdc,
     RemoveSds,
     SetSdsState,
+    StartRebuild,
+    TellRebuild,
     UnmapVolume,
     UpdatePool,
     VolumePurged,
 )
 from mdm.events import EventType
 from mdm.model import Device, SdcSession, SdsState
-from pfvol.errors import ConflictError, InvalidError, NotFoundError
+from pfvol.errors import CapacityError, ConflictError, InvalidError, NotFoundError
 from tests.support.mdm_world import CHUNK, GIB, World, registration, small_world
 
 
@@ -303,16 +307,76 @@ def test_states_of_an_sds_tell_those_of_volumes_and_pools() -> None:
     assert [event.details["new"] for event in world.events] == ["UP", "DEGRADED", "DEGRADED", "UP", "AVAILABLE", "OK"]
 
 
-def test_an_sds_with_copies_is_not_removed() -> None:
+def test_an_sds_with_copies_is_emptied_before_it_goes() -> None:
+    """Goal: it is marked and stays until nothing is on it; a removal can be taken back."""
     world, _, pool_id = small_world()
     volume_id = world.volume(pool_id)
-    with pytest.raises(ConflictError, match=r"holds \d+ chunk copies"):
-        world.run(RemoveSds(sds_id=1))
-    world.run(DeleteVolume(volume_id=volume_id))
+    assert world.run(RemoveSds(sds_id=1)) is False
+    assert world.state.sds[1].removing
+    sequence = world.state.sequence
+    assert world.run(RemoveSds(sds_id=1)) is False
+    assert world.state.sequence == sequence, "asked again it is the same removal"
+    world.run(KeepSds(sds_id=1))
+    assert not world.state.sds[1].removing
     world.run(RemoveSds(sds_id=1))
+    world.run(DeleteVolume(volume_id=volume_id))
+    assert world.run(RemoveSds(sds_id=1)) is True
     assert world.state.purges[volume_id].sds_ids == {2, 3}
     with pytest.raises(NotFoundError):
         world.run(RemoveSds(sds_id=1))
+    types = [EventType.SDS_REMOVE_START, EventType.SDS_REMOVE_CANCEL, EventType.SDS_REMOVE_START, EventType.SDS_REMOVE]
+    assert [kind for kind in world.types() if kind.startswith("SDS_REMOVE")] == types
+
+
+def test_an_sds_that_cannot_be_emptied_stays() -> None:
+    """Goal: refused at once where it is certain that its copies have no place."""
+    pair, _, pool_id = small_world(sds=2)
+    pair.volume(pool_id)
+    with pytest.raises(ConflictError, match="two copies need 2 other SDSs"):
+        pair.run(RemoveSds(sds_id=1))
+    full, _, pool_id = small_world(slots=100)
+    full.run(UpdatePool(pool_id=pool_id, spare_percent=0))
+    full.volume(pool_id, size_bytes=101 * CHUNK, provisioning="thick")
+    with pytest.raises(CapacityError, match="200 slots, and 202 copies"):
+        full.run(RemoveSds(sds_id=1))
+    thin, _, pool_id = small_world(slots=100)
+    thin.volume(pool_id, size_bytes=101 * CHUNK)
+    with pytest.raises(CapacityError, match="200 slots, and 201 copies"):
+        thin.run(RemoveSds(sds_id=1, thin_slots={1: 67, 2: 67, 3: 67}))
+    assert thin.run(RemoveSds(sds_id=1, thin_slots={1: 66, 2: 67, 3: 67})) is False
+
+
+def test_new_chunks_are_not_placed_on_an_sds_that_is_to_go() -> None:
+    world, _, pool_id = small_world(sds=4)
+    world.volume(pool_id)
+    world.run(RemoveSds(sds_id=1))
+    volume_id = world.volume(pool_id, name="vol2")
+    assert world.copies(volume_id).keys() == {2, 3, 4}
+
+
+def test_since_when_an_sds_is_down_is_kept() -> None:
+    """Goal: after a restart of the MDM a rebuild's delay goes on and does not begin again."""
+    world, _, _ = small_world()
+    assert world.state.sds[1].down_since is None
+    world.run(SetSdsState(sds_id=1, state="DOWN"))
+    since = world.now
+    world.run(SetSdsState(sds_id=2, state="DOWN"))
+    assert world.state.sds[1].down_since == since
+    world.run(SetSdsState(sds_id=1, state="UP"))
+    assert world.state.sds[1].down_since is None
+
+
+def test_a_rebuild_is_cancelled_until_it_is_started() -> None:
+    world, _, pool_id = small_world()
+    world.run(CancelRebuild(pool_id=pool_id))
+    world.run(CancelRebuild(pool_id=pool_id))
+    assert world.state.pools[pool_id].rebuild_cancelled
+    assert world.types().count(EventType.REBUILD_CANCELLED) == 1
+    world.run(StartRebuild(pool_id=pool_id))
+    pool = world.state.pools[pool_id]
+    assert (pool.rebuild_cancelled, pool.rebuild_started_at) == (False, world.now)
+    world.run(TellRebuild(pool_id=pool_id, type="REBUILD_STALLED", message="full", details={"chunks": 3}))
+    assert (world.events[-1].message, world.events[-1].details) == ("pool default: full", {"chunks": 3})
 
 
 def test_the_last_sds_of_a_purge_may_also_end_it_by_going_away() -> None:

@@ -45,8 +45,17 @@ async def show(sds: str, admin: AdminDep) -> Object:
 
 @router.delete("/{sds}", response_model=schemas.Deleted)
 async def remove(sds: str, admin: AdminDep) -> Object:
+    """``deleted`` is false for an SDS with copies: they move elsewhere, then it goes."""
     view = admin.view
     sds_id = view.find(Kind.SDS, sds)
     name = view.state.sds[sds_id].name
-    await admin.execute(commands.RemoveSds(sds_id=sds_id))
-    return {"id": view.id_of(Kind.SDS, sds_id), "name": name, "deleted": True}
+    _, gone = await admin.execute(commands.RemoveSds(sds_id=sds_id))
+    return {"id": view.id_of(Kind.SDS, sds_id), "name": name, "deleted": gone}
+
+
+@router.post("/{sds}/keep", response_model=schemas.Sds)
+async def keep(sds: str, admin: AdminDep) -> Object:
+    """Takes a removal back; what has moved already stays where it is."""
+    sds_id = admin.view.find(Kind.SDS, sds)
+    view, _ = await admin.execute(commands.KeepSds(sds_id=sds_id))
+    return view.sds(view.state.sds[sds_id])
