@@ -9,7 +9,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from datapath.chunkstore cimport chunk_find, chunk_forget, chunk_get, chunk_release
 from datapath.ondisk cimport SLOT_NONE
-from datapath.targetengine cimport EV_LEAVING, emit, op_settle
+from datapath.targetengine cimport EV_LEAVING, apply, emit, op_settle
 from datapath.targetlearn cimport learn_forget
 from datapath.targetlease cimport fence, gate_open, leased
 from datapath.targetpair cimport agreed, ask, peer_ready, unsync
@@ -75,6 +75,8 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
     if joins and not taught:                               # by somebody else, or it was lost since: they compare
         unsync(e, chunk)
     if leads:
+        if entry.secondary:
+            first_writes(e, chunk, entry.secondary)
         if entry.secondary == 0 and chunk.unsynced and not chunk.doubtful:
             agreed(e, chunk)                               # with nobody but itself
         chunk_forget(e, chunk)                             # of those that have only learned that there is nothing
@@ -85,6 +87,18 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
         e.strays = entry.learner != e.sds_id or e.strays
     elif old.learner == e.sds_id and entry.left == 0:
         agreed(e, chunk)
+
+
+cdef void first_writes(Engine* e, Chunk* chunk, uint16_t secondary) noexcept nogil:
+    """A chunk's first writes, not applied here yet, that were sent to a secondary which is out. It may have shown them: they
+    stay, and reach the new secondary by the comparison, before they are answered."""
+    cdef Op* op = chunk.ops
+    while op != NULL:
+        if op.state == STATE_REMOTE_FIRST and op.pending & PENDING_REMOTE and op.remote_id != secondary:
+            op.remote_id = secondary
+            unsync(e, chunk)
+            apply(e, op)                                   # does not end it, the new secondary has not got it
+        op = op.next
 
 
 cdef void refuse_writes(Engine* e, Chunk* chunk) noexcept nogil:

@@ -357,6 +357,9 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
                 return 0
         if not waits:
             return 0
+        if h.status != ST_OK and op.state != STATE_REMOTE_FIRST and not is_secondary(e, op.chunk, sds_id):
+            e.gated = True                                 # it is out, and has heard of that first
+            return 0
         if op.state == STATE_REMOTE_FIRST:
             if h.status != ST_OK:
                 op_settle(e, op, PENDING_REMOTE | PENDING_LOCAL, h.status)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import socket
 import time
 from pathlib import Path
 
 import pytest
 import trio
 
-from datapath import tags
-from tests.support.dataclient import DataClient
+from datapath import tags, wire
+from tests.support.dataclient import ClosedError, DataClient, Reply
 from tests.support.engines import Engines, running_engines
 from tests.support.waiting import pass_time, poll_until_async
 
@@ -326,13 +328,14 @@ class PlayedMdm:
     async def run(self) -> None:
         said, seen = self.engines[PRIMARY].said, 0
         while True:
-            for event in said[seen:]:
+            later_first = self.chooser.random() < 0.5
+            for event in sorted(said[seen:], key=lambda event: event[0], reverse=later_first):
                 if event[0] == "learned":
                     self._join(event[1], event[2])
                 elif event[0] == "learner_lost":
                     self._give_up(event[1], event[2])
             seen = len(said)
-            await pass_time(self.chooser.choice([0.01, 0.01, 0.5]))
+            await pass_time(self.chooser.choice([0.01, 0.5]))
 
     def _join(self, learner: int, chunks: list[tuple[int, int, int]]) -> None:
         for volume_id, chunk, epoch in chunks:
@@ -354,7 +357,7 @@ async def come_and_go(engines: Engines, chooser: random.Random, chunks: int, sec
     until = trio.current_time() + seconds
     while trio.current_time() < until:
         victim = chooser.choice([LEARNER, THIRD])
-        await pass_time(chooser.uniform(0, 1))
+        await pass_time(chooser.uniform(0, 0.7))
         killed = chooser.random() < 0.5
         if killed:
             await engines.stop(victim)
@@ -367,9 +370,9 @@ async def come_and_go(engines: Engines, chooser: random.Random, chunks: int, sec
         else:
             engines.connect(PRIMARY, victim)
         for chunk in range(chunks):
-            _, primary, secondary, learner, left = engines.volumes[VOLUME][chunk]
+            _, primary, secondary, learner, _ = engines.volumes[VOLUME][chunk]
             other = LEARNER + THIRD - (secondary or learner)
-            if secondary and not learner and not left and chooser.random() < 0.7:
+            if secondary and not learner and chooser.random() < 0.7:
                 engines.change(VOLUME, chunk, primary, secondary, other)
 
 
@@ -403,7 +406,7 @@ async def test_whoever_comes_and_goes_the_pair_is_the_same_in_the_end(tmp_path: 
             await engines.equal(VOLUME, chunk, PRIMARY, engines.volumes[VOLUME][chunk][2])
             client = await engines[PRIMARY].client(VOLUME, OWNER)
             assert await content(engines, client, chunk) == b"".join(writers.blocks)
-        print("joined", mdm.joined, "given up", mdm.given_up, "operations", sum(done), engines[PRIMARY].target.stats())
+        print("joined", mdm.joined, "given up", mdm.given_up, "operations", sum(done))
         assert mdm.joined > 5
         nursery.cancel_scope.cancel()
 
@@ -429,6 +432,61 @@ async def test_a_third_learns_from_a_pair_that_goes_on(tmp_path: Path) -> None:
         await poll_until_async(
             lambda: engines[LEARNER].target.stats()["slots_used"] == 0, what="the slot of the one that went"
         )
+
+
+class PlayedSecondary:
+    """An SDS, by hand, that confirms no write: it is asked on the connection that SDS 1 has made."""
+
+    def __init__(self, engines: Engines, sds_id: int) -> None:
+        ours, theirs = socket.socketpair()
+        engines[PRIMARY].target.add_peer(theirs.detach(), sds_id, 1, outgoing=True)
+        self.link = DataClient(trio.SocketStream(trio.socket.from_stdlib_socket(ours)), sds_id, 1)
+        self.writes: list[Reply] = []
+
+    async def run(self) -> None:
+        with contextlib.suppress(ClosedError, trio.ClosedResourceError):
+            while True:
+                request = await self.link.receive()
+                if request.header["opcode"] == wire.OP_REPLICATE:
+                    self.writes.append(request)
+                else:
+                    await self.answer(request)
+
+    async def answer(self, request: Reply, status: int = wire.ST_OK) -> None:
+        names = ("request_id", "volume_id", "chunk_index", "offset", "length", "op_id", "seq")
+        kept = {name: request.header[name] for name in names}
+        await self.link.send(wire.pack_header(request.header["opcode"] | wire.OP_REPLY, **kept, status=status))
+
+
+@pytest.mark.parametrize("then", ["silent", "confirmed", "refused", "lost"])
+async def test_a_first_write_that_a_secondary_has_when_it_goes_is_kept(tmp_path: Path, then: str) -> None:
+    """It may have been read there. It is answered when the new secondary has it."""
+    async with running_engines(tmp_path, 2) as engines, trio.open_nursery() as nursery:
+        engines.place(VOLUME, [(PRIMARY, THIRD, LEARNER)])
+        played = PlayedSecondary(engines, THIRD)
+        nursery.start_soon(played.run)
+        client = await engines[PRIMARY].client(VOLUME, OWNER)
+        await learned(engines)
+        written = trio.Event()
+
+        async def write() -> None:
+            await engines.write(client, VOLUME, b"x" * BLOCK)
+            written.set()
+
+        nursery.start_soon(write)
+        await poll_until_async(lambda: played.writes, what="a write at the secondary")
+        engines.change(VOLUME, 0, PRIMARY, LEARNER)
+        await poll_until_async(lambda: engines[LEARNER].target.stats()["slots_used"], what="a copy at the learner")
+        if then == "lost":
+            await trio.aclose_forcefully(played.link.stream)
+        elif then != "silent":
+            await played.answer(played.writes[0], wire.ST_OK if then == "confirmed" else wire.ST_NOT_MEMBER)
+        with trio.fail_after(10):
+            await written.wait()
+        assert len(await engines.equal(VOLUME, 0, PRIMARY, LEARNER)) == 1024
+        assert await engines.read(client, VOLUME, 0, 0, BLOCK) == b"x" * BLOCK
+        nursery.cancel_scope.cancel()
+        await trio.aclose_forcefully(played.link.stream)
 
 
 async def test_a_block_that_is_bad_here_is_not_copied(tmp_path: Path) -> None:

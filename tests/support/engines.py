@@ -27,7 +27,7 @@ from tests.support.waiting import poll_until_async
 CLUSTER = bytes(range(1, 17))
 POOL = 3
 GRANTED_NS = 1 << 62
-AGAIN = (wire.ST_NOT_READY, wire.ST_STALE_MAP, wire.ST_BUSY)
+AGAIN = (wire.ST_NOT_READY, wire.ST_STALE_MAP, wire.ST_NOT_MEMBER, wire.ST_BUSY)
 
 
 @dataclass
