@@ -190,7 +190,7 @@ class Orchestrator:
         """Who was replaced first: the sooner it knows, the shorter the others wait for its lease."""
         self.pushes.publish({goes for *_, goes in outcome.result.moved})
         if outcome.result.moved and self._nursery is not None:
-            self._nursery.start_soon(self.reserve)
+            self._nursery.start_soon(self._reserve)
 
     # -- what others are told
 
