@@ -9,6 +9,7 @@ from libc.errno cimport ENODEV, EPIPE
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
+from posix.fcntl cimport F_GETFL, F_SETFL, O_NONBLOCK, fcntl
 from datapath.checksum cimport check_range, verify_range
 from datapath.connection cimport (Buf, Conn, Pool, buf_get, buf_put, conn_append, conn_append_ref, conn_destroy,
                                   conn_flush, conn_init, conn_receive, conn_reserve, pool_destroy, pool_init)
@@ -27,13 +28,10 @@ cdef extern from "poll.h" nogil:
     int poll(pollfd* fds, unsigned long count, int timeout_ms)
     int POLLIN, POLLOUT
 
-cdef extern from "fcntl.h" nogil:
-    int fcntl(int fd, int command, ...)
-    int F_GETFL, F_SETFL, O_NONBLOCK
-
 cdef enum:
     COPIED_MAX = 32768
     ZEROS_SIZE = 1052672             # IO_SIZE_MAX and a block
+    NO_ROOM = 99                     # beside BadFrame: closes the connection
 
 
 cdef struct NullSds:
@@ -50,6 +48,7 @@ cdef int _answer(void* context, Conn* c, Header* h, char* body, Buf* owner) noex
     cdef bint copied = h.length <= COPIED_MAX
     cdef Buf* data
     cdef char* room
+    cdef int result
     reply.opcode = h.opcode | OP_REPLY
     reply.body_length = 0
     reply.incarnation = 1
@@ -58,12 +57,12 @@ cdef int _answer(void* context, Conn* c, Header* h, char* body, Buf* owner) noex
             if verify_range(h.volume_id, h.chunk_index, h.offset, h.length, body + 4 * blocks, <uint32_t*>body) >= 0:
                 reply.status = ST_PAYLOAD
         header_seal(&reply)
-        return 99 if conn_append(c, &n.pool, &reply, HEADER_SIZE) < 0 else 0
+        return NO_ROOM if conn_append(c, &n.pool, &reply, HEADER_SIZE) < 0 else 0
     reply.body_length = 4 * blocks + h.length
     header_seal(&reply)
     room = conn_reserve(c, &n.pool, head + h.length if copied else head)
     if room == NULL:
-        return 99
+        return NO_ROOM
     memcpy(room, &reply, HEADER_SIZE)
     check_range(h.volume_id, h.chunk_index, h.offset, h.length, n.zeros, <uint32_t*>(room + HEADER_SIZE))
     if copied:
@@ -71,11 +70,11 @@ cdef int _answer(void* context, Conn* c, Header* h, char* body, Buf* owner) noex
         return 0
     data = buf_get(&n.pool, h.length)
     if data == NULL:
-        return 99
+        return NO_ROOM
     memcpy(data.data, n.zeros, h.length)
-    conn_append_ref(c, &n.pool, data, data.data, h.length)
+    result = conn_append_ref(c, &n.pool, data, data.data, h.length)
     buf_put(&n.pool, data)
-    return 0
+    return NO_ROOM if result < 0 else 0
 
 
 def serve_null_sds(int fd):

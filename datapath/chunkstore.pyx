@@ -7,6 +7,7 @@ in a chunk whose intent is there, which recovery finds and the pair settles.
 from libc.errno cimport EAGAIN, EIO, ENOSPC, errno
 from libc.stdlib cimport calloc
 from libc.stdint cimport int64_t
+from posix.unistd cimport pwrite
 from datapath.device cimport (
     Device, device_fail, device_intent, device_journal_appended, device_journal_durable, device_offset,
     device_slot_alloc, device_slot_free, device_tags, device_tags_write)
@@ -22,8 +23,6 @@ cdef extern from "<fcntl.h>" nogil:
 cdef extern from "<linux/falloc.h>" nogil:
     int FALLOC_FL_PUNCH_HOLE
     int FALLOC_FL_KEEP_SIZE
-cdef extern from "<unistd.h>" nogil:
-    ssize_t pwrite(int fd, const void* data, size_t size, int64_t offset)
 
 
 # The page cache makes folios as large as a write, and ext4 walks all blocks of a folio at each later write to it: a
@@ -202,7 +201,6 @@ cdef void chunk_trim(Engine* e, Chunk* c, bint refused) noexcept nogil:
     e.devices[c.device].refused += refused
     c.slot = SLOT_NONE
     c.generation = 0
-    e.devices[c.device].d.needs_sync = True
     v = volume_of(e, c.volume_id)
     if v != NULL and v.slots:
         v.slots -= 1

@@ -8,7 +8,7 @@ from datapath.wire cimport Header
 cdef enum:
     BUF_SMALL = 8192
     BUF_MEDIUM = 262144
-    BUF_LARGE = 1118208              # the largest body and a FUSE header, page-rounded
+    BUF_LARGE = 1118208              # holds the largest body, and what the kernel wants to read a FUSE write into
     BUF_CLASSES = 3
 
 cdef struct Buf:
@@ -68,8 +68,6 @@ cdef struct Conn:
     uint32_t tail_used
     uint64_t out_bytes               # not yet taken by the kernel
     # counters
-    uint64_t frames_in
-    uint64_t frames_out
     uint64_t bytes_in
     uint64_t bytes_out
 

@@ -184,7 +184,6 @@ cdef int make_room(Conn* c, Pool* p) noexcept nogil:
 
 cdef int deliver(Conn* c, frame_fn fn, void* context, Header* h, char* body, Buf* owner) noexcept nogil:
     cdef int code
-    c.frames_in += 1
     code = fn(context, c, h, body, owner)
     if code:
         return close_with(c, -code)

@@ -33,10 +33,10 @@ cdef struct Own:
     bint checkpointing               # shard
     uint32_t* vacant                 # shard: stack of slots that can be given out, free_count of them
     uint32_t* resting                # shard: quarantine, oldest first, quarantine_count of them
+    uint32_t resting_before          # shard: how many of them were there when the checkpoint began
     bint in_place                    # the file system overwrites a file's blocks where they are
     uint64_t tags_given              # shard: slots given out, and one for what was before
     uint64_t tags_synced             # of these, how many tags' places in the file are durable
-    uint32_t resting_before          # shard: how many of them were there when the checkpoint began
     uint8_t* tag_groups              # shard: 1 when the tags of the group have room on the disk
     uint32_t* to_punch               # under punch_list_lock
     uint32_t to_punch_count          # under punch_list_lock
@@ -45,9 +45,9 @@ cdef struct Own:
     pthread_mutex_t punch_lock       # held while holes are punched
 
 # -- shard
-# Gives a slot to the chunk: punches and preallocates nothing but the tags, fills 1024 never-written tags, writes the
-# entry, appends JOURNAL_ALLOC. Returns the slot, or -ENOSPC (no slot, or no room for its tags), -EAGAIN (the journal's
-# half is full: a checkpoint has to end first), the errno of a failed device.
+# Gives a slot to the chunk: preallocates its tags (the hole was punched when it was freed), fills 1024 never-written
+# tags, writes the entry, appends JOURNAL_ALLOC. Returns the slot, or -ENOSPC (no slot, or no room for its tags),
+# -EAGAIN (the journal's half is full: a checkpoint has to end first), the errno of a failed device.
 cdef int64_t device_slot_alloc(Device* d, uint64_t volume_id, uint32_t chunk_index, uint32_t epoch) noexcept nogil
 # Takes the slot back (appends JOURNAL_FREE; the hole is punched by device_sync, the slot rests until the next
 # checkpoint).

@@ -4,6 +4,7 @@ from libc.errno cimport EAGAIN, EBUSY, EINVAL, EIO, ENOSPC, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, int64_t
 from libc.string cimport memset
 from posix.types cimport off_t
+from posix.unistd cimport fdatasync, pwrite
 from datapath.checksum cimport crc32c
 from datapath.deviceformat cimport superblock_write
 from datapath.journal cimport (
@@ -31,10 +32,6 @@ cdef extern from "<fcntl.h>" nogil:
     int FALLOC_FL_KEEP_SIZE
     int FALLOC_FL_PUNCH_HOLE
 
-cdef extern from "<unistd.h>" nogil:
-    int fdatasync(int fd)
-    ssize_t pwrite(int fd, const void* data, size_t size, off_t offset)
-
 
 cdef Own* own_of(Device* d) noexcept nogil:
     return <Own*>d.own
@@ -45,7 +42,8 @@ cdef Journal* journal_of(Device* d) noexcept nogil:
 
 
 cdef int device_fail(Device* d, int error) noexcept nogil:
-    """Takes the device out of service for -errno `error`; the first one counts. The caller holds no lock of the device.
+    """Takes the device out of service for -errno `error`; the first one counts. The caller does not hold the
+    journal's lock.
 
     The page cache may have dropped what could not be written, so acknowledgements of this boot no longer hold: a boot
     id of zeros makes the next start a durable incarnation of its own. When even that cannot be written, the tags are

@@ -7,6 +7,7 @@ cdef enum FuseOpcode:
     FUSE_OPEN = 14
     FUSE_READ = 15
     FUSE_WRITE = 16
+    FUSE_RELEASE = 18
     FUSE_FSYNC = 20
     FUSE_FLUSH = 25
     FUSE_INIT = 26
@@ -82,6 +83,12 @@ cdef struct FuseOpenOut:
     uint64_t fh
     uint32_t open_flags
     uint32_t padding
+
+cdef struct FuseReleaseIn:
+    uint64_t fh
+    uint32_t flags
+    uint32_t release_flags
+    uint64_t lock_owner
 
 cdef struct FuseReadIn:
     uint64_t fh

@@ -3,7 +3,7 @@
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stddef cimport size_t
 from datapath.connection cimport Buf, Pool
-from datapath.volumemap cimport VolumeMap
+from datapath.volumemap cimport MapVolume, VolumeMap
 
 cdef enum:
     CHANNEL_BATCH = 64               # messages taken from /dev/fuse per wake-up
@@ -31,6 +31,7 @@ cdef struct FuseIo:
     int kind
     bint keep_size                   # DISCARD: never beyond the end (else that is an error)
     bint from_cache                  # WRITE: of dirty pages, by the kernel's own size of the file
+    bint all_data                    # SEEK: open for writing, so that the kernel may hold pages that nobody else knows
     uint64_t offset
     uint64_t length
     char* data                       # WRITE: the bytes, and
@@ -49,10 +50,10 @@ cdef struct Channel:
     void* context
     uint64_t init_unique             # 0: no INIT is waiting for its answer
     uint32_t init_minor
-    uint32_t init_readahead
     uint32_t init_flags
     uint32_t init_flags2
     uint64_t open_unique[1024]
+    MapVolume* open_inode[1024]
     uint32_t open_flags[1024]
     uint32_t open_count
     Buf* relay[1024]                 # a ring: messages to pyfuse3 that found its socket full

@@ -6,7 +6,7 @@ answers, which are edited to what a block device needs, and that nothing the ker
 past a buffer.
 """
 
-from libc.errno cimport (EAGAIN, ECONNABORTED, EINTR, EINVAL, EIO, ENODEV, ENOENT, ENOMEM, EOPNOTSUPP, EPIPE,
+from libc.errno cimport (EAGAIN, ECONNABORTED, EINTR, EINVAL, EIO, ENFILE, ENODEV, ENOENT, ENOMEM, EOPNOTSUPP, EPIPE,
                          errno)
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close, read
@@ -16,7 +16,7 @@ from datapath.volumemap cimport MapVolume, map_volume_find
 
 cdef extern from "fcntl.h" nogil:
     int fcntl(int fd, int command, ...)
-    int F_GETFL, F_SETFL, O_NONBLOCK, O_DIRECT
+    int F_GETFL, F_SETFL, O_NONBLOCK, O_DIRECT, O_ACCMODE, O_RDONLY
 
 cdef extern from "sys/uio.h" nogil:
     cdef struct iovec:
@@ -40,7 +40,6 @@ cdef enum:
     OUT_HEADER = 16
     INIT_OUT_SIZE = 64
     OPEN_OUT_SIZE = 16
-    WRITE_DATA = 80                  # in_header and write_in
     RELAY_SOCKET_BYTES = 4194304
 
 
@@ -81,6 +80,13 @@ cdef void _drop_relay_queue(Channel* c) noexcept nogil:
     while c.relay_head != c.relay_tail:
         buf_put(c.pool, c.relay[c.relay_head % CHANNEL_RELAY_MAX])
         c.relay_head += 1
+
+
+cdef bint _has_staging(Channel* c) noexcept nogil:
+    """False while memory is short: tried again when something has been given back."""
+    if c.staging == NULL:
+        c.staging = buf_get(c.pool, BUF_LARGE)
+    return c.staging != NULL
 
 
 cdef bint channel_can_read(Channel* c) noexcept nogil:
@@ -135,10 +141,8 @@ cdef int channel_read(Channel* c) noexcept nogil:
     if c.fuse_fd < 0:
         return -ENODEV
     for _turn in range(CHANNEL_BATCH):
-        if c.staging == NULL:
-            c.staging = buf_get(c.pool, BUF_LARGE)
-            if c.staging == NULL:
-                return 1             # tried again when something has been given back
+        if not _has_staging(c):
+            return 1
         size = read(c.fuse_fd, c.staging.data, c.staging.size)
         if size < 0:
             if errno == EAGAIN:
@@ -170,23 +174,27 @@ cdef void _take(Channel* c, char* message, size_t size) noexcept nogil:
         _note_init(c, h, size)
     else:
         inode = map_volume_find(c.inodes, h.nodeid)
-        if inode != NULL and inode.user != NULL and _serve(c, h, size, inode.user):
+        if inode != NULL and inode.user != NULL and _serve(c, h, size, inode):
             return
-        if h.opcode == FUSE_OPEN and inode != NULL:
-            _note_open(c, h, size)
+        if h.opcode == FUSE_OPEN and inode != NULL and not _note_open(c, h, size, inode):
+            channel_error(c, h.unique, ENFILE)       # its answer could not be edited: a direct mount would be cached
+            return
+        if h.opcode == FUSE_RELEASE and inode != NULL:
+            _note_release(h, size, inode)
     _relay(c, h, size)
 
 
-cdef bint _serve(Channel* c, FuseInHeader* h, size_t size, void* volume) noexcept nogil:
+cdef bint _serve(Channel* c, FuseInHeader* h, size_t size, const MapVolume* inode) noexcept nogil:
     """Hands one request for a volume to the engine, or answers it; 0 when it is pyfuse3's."""
     cdef FuseIo io
     cdef char* body = <char*>h + IN_HEADER
     cdef size_t body_size = size - IN_HEADER
     cdef int error = 0
     io.unique = h.unique
-    io.volume = volume
+    io.volume = inode.user
     io.keep_size = True
     io.from_cache = False
+    io.all_data = inode.writers != 0
     io.offset = 0
     io.length = 0
     io.data = NULL
@@ -280,17 +288,48 @@ cdef void _note_init(Channel* c, const FuseInHeader* h, size_t size) noexcept no
         return                       # not ours to mend: pyfuse3 answers with its version and the kernel asks again
     c.init_unique = h.unique
     c.init_minor = init.minor
-    c.init_readahead = init.max_readahead
     c.init_flags = init.flags
     c.init_flags2 = init.flags2 if body_size >= 20 and init.flags & INIT_EXT else 0
 
 
-cdef void _note_open(Channel* c, const FuseInHeader* h, size_t size) noexcept nogil:
+cdef inline bint _writes(uint32_t flags) noexcept nogil:
+    return flags & <uint32_t>O_ACCMODE != <uint32_t>O_RDONLY
+
+
+cdef bint _note_open(Channel* c, const FuseInHeader* h, size_t size, MapVolume* inode) noexcept nogil:
+    cdef uint32_t flags
     if size < IN_HEADER + sizeof(FuseOpenIn) or c.open_count >= CHANNEL_OPENS_MAX:
-        return                       # answered as pyfuse3 does it: right, only slower
+        return False
     c.open_unique[c.open_count] = h.unique
-    c.open_flags[c.open_count] = (<const FuseOpenIn*>(<const char*>h + IN_HEADER)).flags
+    c.open_inode[c.open_count] = inode
+    flags = (<const FuseOpenIn*>(<const char*>h + IN_HEADER)).flags
+    c.open_flags[c.open_count] = flags
     c.open_count += 1
+    inode.writers += _writes(flags)
+    return True
+
+
+cdef void _note_release(const FuseInHeader* h, size_t size, MapVolume* inode) noexcept nogil:
+    """The kernel has written the pages that were dirty before it releases a file."""
+    if (size >= IN_HEADER + sizeof(FuseReleaseIn) and inode.writers
+            and _writes((<const FuseReleaseIn*>(<const char*>h + IN_HEADER)).flags)):
+        inode.writers -= 1
+
+
+cdef bint _forget_open(Channel* c, uint64_t unique, bint failed, uint32_t* flags) noexcept nogil:
+    """Takes an open off the list and tells its flags; False when it is not there."""
+    cdef uint32_t i
+    for i in range(c.open_count):
+        if c.open_unique[i] == unique:
+            flags[0] = c.open_flags[i]
+            if failed and _writes(flags[0]):
+                c.open_inode[i].writers -= 1
+            c.open_count -= 1
+            c.open_unique[i] = c.open_unique[c.open_count]
+            c.open_inode[i] = c.open_inode[c.open_count]
+            c.open_flags[i] = c.open_flags[c.open_count]
+            return True
+    return False
 
 
 cdef void _relay(Channel* c, const FuseInHeader* h, size_t size) noexcept nogil:
@@ -316,6 +355,9 @@ cdef void _relay(Channel* c, const FuseInHeader* h, size_t size) noexcept nogil:
 
 
 cdef void _refuse(Channel* c, const FuseInHeader* h, int error) noexcept nogil:
+    cdef uint32_t flags
+    if h.opcode == FUSE_OPEN:
+        _forget_open(c, h.unique, True, &flags)
     if h.opcode != FUSE_FORGET and h.opcode != FUSE_BATCH_FORGET:      # these two have no answer
         channel_error(c, h.unique, error)
 
@@ -341,10 +383,8 @@ cdef int channel_relay_read(Channel* c) noexcept nogil:
     if c.relay_fd < 0:
         return -EPIPE
     for _turn in range(CHANNEL_BATCH):
-        if c.staging == NULL:
-            c.staging = buf_get(c.pool, BUF_LARGE)
-            if c.staging == NULL:
-                return 1
+        if not _has_staging(c):
+            return 1
         size = recv(c.relay_fd, c.staging.data, c.staging.size, MSG_DONTWAIT)
         if size < 0:
             if errno == EINTR:
@@ -418,17 +458,8 @@ cdef void _edit_open(Channel* c, char* message, size_t size) noexcept nogil:
     """An O_DIRECT open of a volume gets parallel direct IO, any other keeps the page cache."""
     cdef FuseOutHeader* out = <FuseOutHeader*>message
     cdef FuseOpenOut* opened = <FuseOpenOut*>(message + OUT_HEADER)
-    cdef uint32_t i, flags
-    for i in range(c.open_count):
-        if c.open_unique[i] == out.unique:
-            break
-    else:
-        return
-    flags = c.open_flags[i]
-    c.open_count -= 1
-    c.open_unique[i] = c.open_unique[c.open_count]
-    c.open_flags[i] = c.open_flags[c.open_count]
-    if out.error or size < OUT_HEADER + OPEN_OUT_SIZE:
+    cdef uint32_t flags = 0
+    if not _forget_open(c, out.unique, out.error != 0, &flags) or out.error or size < OUT_HEADER + OPEN_OUT_SIZE:
         return
     if c.force_direct or flags & <uint32_t>O_DIRECT:
         opened.open_flags &= ~<uint32_t>OPENED_KEEP_CACHE

@@ -7,7 +7,4 @@ cdef class Initiator:
     cdef object _thread
     cdef bint _started
     cdef bint _stopped
-    cdef bint _force_direct
-    cdef int _fuse_fd
-    cdef int _relay_fd
     cdef _command(self, uint32_t kind, uint32_t a=*, uint64_t b=*, uint64_t c=*, uint64_t d=*, bytes data=*)

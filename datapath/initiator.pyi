@@ -29,8 +29,7 @@ class Initiator:
         - ``("unmounted",)``: /dev/fuse says ENODEV
         - ``("relay_closed",)``: pyfuse3 has closed its end; what is not for the engine gets ENODEV from now on
         - ``("past_end", volume_id)``: a buffered write went past the end, and the kernel now believes in a larger
-        file: truncate our
-          own file to its true size
+          file: truncate our own file to its true size
         - ``("completed", token, status_errno, data: bytes)``: for ``submit``
         - ``("io_error", volume_id, errno, message: str)``: an application got an error
         - ``("checksum_error", volume_id, chunk_index, sds_id)``: a reply did not verify (the other copy was asked)

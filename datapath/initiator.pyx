@@ -10,7 +10,7 @@ import os
 import struct
 import threading
 
-from libc.errno cimport EIO, ENODEV, errno
+from libc.errno cimport EINVAL, EIO, ENODEV, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -26,18 +26,9 @@ from datapath.sdclink cimport *
 from datapath.sdcrequest cimport *
 from datapath.sdcstate cimport *
 from datapath.volumemap cimport map_segment_drop, map_segment_set
+from datapath.waiting cimport (EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, epoll_create1, epoll_ctl,
+                               epoll_event, epoll_wait)
 from datapath.wire cimport IO_SIZE_MAX, bad_frame_text
-
-cdef extern from "sys/epoll.h" nogil:
-    ctypedef union epoll_data_t:
-        uint64_t u64
-    cdef struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int flags)
-    int epoll_ctl(int epoll_fd, int operation, int fd, epoll_event* event)
-    int epoll_wait(int epoll_fd, epoll_event* events, int most, int timeout_ms)
-    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLLIN, EPOLLOUT
 
 cdef extern from "<sys/timerfd.h>" nogil:
     cdef struct timespec:
@@ -285,7 +276,8 @@ cdef void _change_volume(Engine* e, Message* m, Volume* v) noexcept nogil:
         _set_capability(v, m.data, m.size)
         link_capability_changed(e, v)
     elif m.kind == CMD_SET_SEGMENT:
-        if not v.removed and map_segment_set(v.map, <uint32_t>m.c, m.data, m.size) == 0:
+        # Without memory for it too: what waits asks for it again.
+        if not v.removed and map_segment_set(v.map, <uint32_t>m.c, m.data, m.size) != -EINVAL:
             link_segment_changed(e, v, <uint32_t>m.c)
     elif m.kind == CMD_REMOVE_VOLUME:
         v.removed = True
@@ -439,8 +431,6 @@ cdef class Initiator:
     """The engine of one SDC. See the .pyi for what each method promises."""
 
     def __cinit__(self, sdc_id, incarnation, *, io_deadline_seconds=60.0):
-        self._fuse_fd = -1
-        self._relay_fd = -1
         if engine_alloc(&self.engine) < 0:
             raise MemoryError
         self.engine.sdc_id = sdc_id

@@ -1,9 +1,10 @@
 """A few threads for what may block on a disk (see iopool.pxd). The mutex is taken once per job, never per cached IO."""
 
-from libc.errno cimport errno
+from libc.errno cimport EAGAIN, errno
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
 from posix.unistd cimport close, read, write
+from datapath.waiting cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_create(pthread_t* thread, const void* attributes, void* (*start)(void*) noexcept nogil, void* argument)
@@ -18,10 +19,14 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_broadcast(pthread_cond_t* cond)
     int pthread_cond_destroy(pthread_cond_t* cond)
 
-cdef extern from "<sys/eventfd.h>" nogil:
-    int eventfd(unsigned int initval, int flags)
-    int EFD_NONBLOCK
-    int EFD_CLOEXEC
+
+cdef inline void append(Job** head, Job** tail, Job* job) noexcept nogil:
+    job.next = NULL
+    if head[0] == NULL:
+        head[0] = job
+    else:
+        tail[0].next = job
+    tail[0] = job
 
 
 cdef void* work(void* argument) noexcept nogil:
@@ -40,12 +45,7 @@ cdef void* work(void* argument) noexcept nogil:
         pthread_mutex_unlock(&p.mutex)
         job.run(job)
         pthread_mutex_lock(&p.mutex)
-        job.next = NULL
-        if p.done_head == NULL:
-            p.done_head = job
-        else:
-            p.done_tail.next = job
-        p.done_tail = job
+        append(&p.done_head, &p.done_tail, job)
         pthread_mutex_unlock(&p.mutex)
         write(p.event_fd, &one, sizeof(one))
 
@@ -62,7 +62,7 @@ cdef int iopool_start(IoPool* p, uint32_t threads) noexcept nogil:
         if pthread_create(&p.threads[p.thread_count], NULL, work, p) != 0:
             break
         p.thread_count += 1
-    return 0 if p.thread_count else -11
+    return 0 if p.thread_count else -EAGAIN
 
 
 cdef void iopool_stop(IoPool* p) noexcept nogil:
@@ -85,13 +85,8 @@ cdef void iopool_stop(IoPool* p) noexcept nogil:
 
 
 cdef void iopool_submit(IoPool* p, Job* job) noexcept nogil:
-    job.next = NULL
     pthread_mutex_lock(&p.mutex)
-    if p.queue_head == NULL:
-        p.queue_head = job
-    else:
-        p.queue_tail.next = job
-    p.queue_tail = job
+    append(&p.queue_head, &p.queue_tail, job)
     pthread_cond_signal(&p.cond)
     pthread_mutex_unlock(&p.mutex)
 

@@ -11,15 +11,11 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.types cimport off_t
+from posix.unistd cimport fdatasync, pread, pwrite
 from datapath.checksum cimport crc32c
 from datapath.ondisk cimport (
     DISK_VERSION, JOURNAL_BLOCK, JOURNAL_DIRTY, JOURNAL_FREE, JOURNAL_MAGIC, JOURNAL_RECORD_SIZE,
     JOURNAL_RECORDS_EXTRA, JOURNAL_RECORDS_PER_SLOT, SLOT_NONE, JournalHeader, JournalRecord)
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t pread(int fd, void* data, size_t size, off_t offset)
-    ssize_t pwrite(int fd, const void* data, size_t size, off_t offset)
-    int fdatasync(int fd)
 
 cdef enum:
     RECORDS_PER_BLOCK = 64           # JOURNAL_BLOCK / JOURNAL_RECORD_SIZE

@@ -3,7 +3,7 @@
 # open.
 #
 # A device is a directory:
-#   superblock   4096 bytes      struct Superblock, rewritten at each start (write-new, fsync, rename)
+#   superblock   4096 bytes      struct Superblock, replaced at each start and checkpoint (write-new, fsync, exchange)
 #   blocks       slots * 4 MiB   sparse; slot n holds bytes [n * 4 MiB, (n + 1) * 4 MiB)
 #   slots        slots * 32      struct SlotEntry, mmapped
 #   tags         slots * 16 KiB  struct Tag[1024] per slot, mmapped; preallocated when the slot is, so that a store to

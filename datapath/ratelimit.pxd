@@ -12,7 +12,7 @@ cdef struct RateLimit:
     int64_t nano_tokens
     uint64_t last_ns
 
-# Starts full. A rate above 2^33 units a second counts as no limit.
+# Starts full. A rate of 2^33 units a second or more counts as no limit.
 cdef void rate_set(RateLimit* r, uint64_t rate, uint64_t now_ns) noexcept nogil
 # 0 when something may be spent now, else how long until it may.
 cdef uint64_t rate_wait_ns(RateLimit* r, uint64_t now_ns) noexcept nogil

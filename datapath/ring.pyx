@@ -8,11 +8,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memmove
 from libc.errno cimport errno, ENOMEM
 from posix.unistd cimport close, read, write
-
-cdef extern from "sys/eventfd.h" nogil:
-    int eventfd(unsigned int initval, int flags)
-    int EFD_NONBLOCK
-    int EFD_CLOEXEC
+from datapath.waiting cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd
 
 cdef extern from *:
     """

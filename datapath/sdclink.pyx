@@ -7,27 +7,16 @@ end of the connection, so that no answer is ever taken for another's; and that a
 have wrong bytes accepted: what does not verify is asked for elsewhere, what does not fit closes the connection.
 """
 
-from libc.errno cimport EFBIG, EIO, ENODEV, ENOSPC, EROFS, errno
+from libc.errno cimport EFBIG, EIO, ENODEV, ENOMEM, ENOSPC, EROFS, errno
+from posix.fcntl cimport F_GETFL, F_SETFL, O_NONBLOCK, fcntl
 from posix.unistd cimport close
 from datapath.checksum cimport verify_range
 from datapath.connection cimport Buf, Conn, conn_destroy, conn_flush, conn_init, conn_receive
 from datapath.sdcsend cimport send_capability, send_part, send_queue
 from datapath.sdcstate cimport *
 from datapath.volumemap cimport MapEntry, map_lookup
+from datapath.waiting cimport EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, epoll_ctl, epoll_event
 from datapath.wire cimport *
-
-cdef extern from "sys/epoll.h" nogil:
-    ctypedef union epoll_data_t:
-        uint64_t u64
-    cdef struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_ctl(int epoll_fd, int operation, int fd, epoll_event* event)
-    int EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT
-
-cdef extern from "fcntl.h" nogil:
-    int fcntl(int fd, int command, ...)
-    int F_GETFL, F_SETFL, O_NONBLOCK
 
 cdef extern from "sys/socket.h" nogil:
     int setsockopt(int fd, int level, int name, const void* value, unsigned int size)
@@ -309,7 +298,7 @@ cdef void link_attach(Engine* e, uint32_t sds_id, int fd, uint64_t durable_incar
         link_drop(e, s, 0, False)
     if conn_init(&s.conn, &e.pool, fd, s.id) < 0:
         close(fd)
-        emit(e, EV_SDS_CLOSED, s.id, 12, 0, 0, NULL, 0)
+        emit(e, EV_SDS_CLOSED, s.id, ENOMEM, 0, 0, NULL, 0)
         return
     s.conn.user = s
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))

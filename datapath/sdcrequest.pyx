@@ -44,6 +44,7 @@ cdef void request_from_fuse(void* context, FuseIo* io) noexcept nogil:
     r.kind = <uint8_t>io.kind
     r.keep_size = io.keep_size
     r.from_cache = io.from_cache
+    r.all_data = io.all_data
     r.offset = io.offset
     r.length = io.length
     r.data = io.data
@@ -65,7 +66,8 @@ cdef int _check(Engine* e, Request* r) noexcept nogil:
         return 0
     if r.kind == REQ_SEEK_DATA or r.kind == REQ_SEEK_HOLE:
         r.length = room
-        r.found = NOT_FOUND
+        r.found = r.offset if r.all_data and r.kind == REQ_SEEK_DATA else NOT_FOUND
+        r.next = room if r.all_data else 0
         return 0 if room else ENXIO
     if v.read_only:
         return EROFS
@@ -87,7 +89,6 @@ cdef int _check(Engine* e, Request* r) noexcept nogil:
 cdef void request_start(Engine* e, Request* r) noexcept nogil:
     cdef Volume* v = r.volume
     r.started_ns = e.now_ns
-    r.counted = True
     e.request_count += 1
     r.error = _check(e, r)
     if r.kind == REQ_READ or r.kind == REQ_WRITE:
@@ -145,10 +146,14 @@ cdef void _throttle(Engine* e, Request* r) noexcept nogil:
     cdef Volume* v = r.volume
     list_append(&v.throttled, &r.link)
     if not v.is_throttled:
-        v.is_throttled = True
-        list_append(&e.throttled, &v.throttle_link)
-    if e.throttle_ns == 0:
-        e.throttle_ns = e.now_ns + _limit_wait(e, v)
+        _wait_for_limit(e, v, _limit_wait(e, v))
+
+
+cdef void _wait_for_limit(Engine* e, Volume* v, uint64_t wait) noexcept nogil:
+    v.is_throttled = True
+    list_append(&e.throttled, &v.throttle_link)
+    if e.throttle_ns == 0 or e.now_ns + wait < e.throttle_ns:
+        e.throttle_ns = e.now_ns + wait
 
 
 cdef void requests_run_throttled(Engine* e) noexcept nogil:
@@ -168,10 +173,7 @@ cdef void requests_run_throttled(Engine* e) noexcept nogil:
         while not list_empty(&v.throttled):
             wait = _limit_wait(e, v)
             if wait:
-                v.is_throttled = True
-                list_append(&e.throttled, &v.throttle_link)
-                if e.throttle_ns == 0 or e.now_ns + wait < e.throttle_ns:
-                    e.throttle_ns = e.now_ns + wait
+                _wait_for_limit(e, v, wait)
                 break
             r = <Request*>v.throttled.next
             list_remove(&r.link)
@@ -224,14 +226,8 @@ cdef void _pump(Engine* e, Request* r) noexcept nogil:
             r.error = ENOMEM
             break
         _shape(p, r, r.offset + r.next, r.length - r.next)
-        p.request = r
-        p.volume = r.volume
+        _link(e, r, p)
         p.position = r.next
-        e.op_id += 1
-        p.op_id = e.op_id
-        p.sibling = r.parts
-        r.parts = p
-        r.live += 1
         r.next += p.take
         part_route(e, p)
     r.pumping = False
@@ -239,6 +235,16 @@ cdef void _pump(Engine* e, Request* r) noexcept nogil:
         _cancel_waiting(e, r)
     if r.live == 0:
         _finish(e, r)
+
+
+cdef void _link(Engine* e, Request* r, Part* p) noexcept nogil:
+    p.request = r
+    p.volume = r.volume
+    e.op_id += 1
+    p.op_id = e.op_id
+    p.sibling = r.parts
+    r.parts = p
+    r.live += 1
 
 
 cdef void _unlink(Request* r, Part* p) noexcept nogil:
@@ -370,15 +376,9 @@ cdef void _flush_send(Engine* e, Request* r) noexcept nogil:
             r.error = ENOMEM
             break
         p.opcode = OP_FLUSH
-        p.request = r
-        p.volume = r.volume
+        _link(e, r, p)
         p.sds = r.members[i].sds
         p.position = i
-        e.op_id += 1
-        p.op_id = e.op_id
-        p.sibling = r.parts
-        r.parts = p
-        r.live += 1
         part_route(e, p)
     r.pumping = False
     if r.error:
@@ -390,7 +390,6 @@ cdef void _flush_send(Engine* e, Request* r) noexcept nogil:
 cdef void _flush_member(Engine* e, Request* r, Part* p, int error, const Header* h) noexcept nogil:
     """One SDS has answered, or is known not to."""
     cdef FlushMember* m = &r.members[p.position]
-    m.decided = True
     m.good = error == 0
     if m.good:
         m.incarnation = h.incarnation

@@ -85,7 +85,6 @@ cdef struct Sds:
 cdef struct Volume:
     Link throttle_link               # in Engine.throttled; first, so that the link is the volume
     uint64_t id
-    uint64_t inode
     uint64_t size
     bint read_only
     bint removed
@@ -134,7 +133,6 @@ cdef enum RequestSource:
 
 cdef struct FlushMember:
     Sds* sds
-    bint decided
     bint good                        # all it had acknowledged is on its disks, since
     uint64_t incarnation             # this durable incarnation began
 
@@ -147,8 +145,8 @@ cdef struct Request:
     uint8_t reason                   # why `error`, for the event
     bint keep_size
     bint from_cache
+    bint all_data                    # SEEK: no hole may be told of
     bint commit                      # WRITE: acknowledged only when on both disks, so that no flush has to follow
-    bint counted                     # in Engine.request_count
     int error                        # errno
     Volume* volume
     uint64_t offset
@@ -282,7 +280,7 @@ cdef struct Engine:
     uint64_t op_id
     uint64_t reads
     uint64_t resent
-    char* zeros                      # CHUNK-sized reads of nothing: 1 MiB and a block of zeros
+    char* zeros                      # what a read of nothing is answered with: 1 MiB and a block
     Bench bench
 
 cdef enum EventKind:

@@ -9,18 +9,12 @@ engine_free.
 from libc.errno cimport ENOMEM
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from datapath.connection cimport buf_put, conn_destroy, pool_destroy, pool_init
 from datapath.flushset cimport flushset_destroy, flushset_init
 from datapath.ring cimport ring_destroy, ring_init, ring_push
 from datapath.volumemap cimport (map_destroy, map_init, map_volume_add, map_volume_find)
 from datapath.wire cimport BLOCK_SIZE, IO_SIZE_MAX
-
-cdef extern from "time.h" nogil:
-    cdef struct timespec:
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int clock, timespec* out)
-    int CLOCK_MONOTONIC
 
 cdef extern from *:
     """
@@ -243,7 +237,6 @@ cdef Volume* volume_get(Engine* e, uint64_t id, uint64_t inode) noexcept nogil:
         m.user = v
         e.volumes[e.volume_count] = v
         pfvol_store_release(&e.volume_count, e.volume_count + 1)
-    v.inode = inode
     by_inode.user = v
     return v
 

@@ -19,13 +19,15 @@ class Target:
         """Before ``start``: the engine indexes its slots and owns it from now on."""
     def start(self) -> None: ...
     def stop(self, *, checkpoint: bool = True) -> None:
-        """Answers what is in flight where it can, checkpoints, joins the thread (blocks: use a worker thread)."""
+        """Closes every connection (who waits for an answer asks again), joins the thread, checkpoints.
+
+        Blocks: use a worker thread.
+        """
     def events(self) -> list[tuple[Any, ...]]:
         """What happened since the last call, in order:
 
         - ``("capability", conn_id, request_id, volume_id, token: bytes)``: answer with ``grant`` or ``refuse``
         - ``("map_miss", volume_id, segment_index)``: answer with ``set_segment`` (asked once until it is answered)
-        - ``("volume_miss", volume_id)``: answer with ``set_volume`` or ``drop_volume``
         - ``("client_closed", conn_id, sdc_id, reason: str)``
         - ``("peer_closed", conn_id, sds_id, outgoing: bool, reason: str)``
         - ``("peer_synced", sds_id, chunks, blocks_pulled, blocks_pushed)``: the pair agrees, chunks of the pair serve
@@ -35,7 +37,6 @@ class Target:
         - ``("purged", volume_id)``
         - ``("no_space", volume_id, chunk_index)``
         - ``("repair_needed", volume_id, chunk_index, block, reason: str)``: a stored block does not match its tag
-        - ``("stopped",)``
         """
     def add_client(self, fd: int, sdc_id: int, incarnation: int) -> int:
         """Hands over an authenticated socket of an SDC (the engine owns fd); its older sessions are closed first."""

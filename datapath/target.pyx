@@ -2,23 +2,24 @@
 
 import threading
 
+from libc.errno cimport ENOBUFS, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memset, strlen
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from posix.time cimport clock_gettime, timespec
 from posix.unistd cimport close
 from datapath.blockfile cimport BlockDevice
 from datapath.device cimport (
     Device, device_checkpoint_begin, device_checkpoint_end, device_intent, device_journal_commit, device_journal_void,
-    device_sync_all, device_sync_begin, device_verify_slot)
+    device_slot_free, device_sync_all, device_sync_begin, device_tags, device_verify_slot)
 from datapath.chunkstore cimport chunk_find, chunk_get, chunk_tags
-from datapath.connection cimport conn_destroy, conn_flush, conn_init, conn_receive, pool_destroy, pool_init
+from datapath.connection cimport buf_put, conn_destroy, conn_flush, conn_init, conn_receive, pool_destroy, pool_init
 from datapath.histogram cimport hist_list
 from datapath.iopool cimport Job, iopool_start, iopool_stop, iopool_take
-from datapath.ondisk cimport SLOT_NONE, SLOT_USED
+from datapath.ondisk cimport SLOT_NONE, SLOT_USED, Tag
 from datapath.ring cimport Message, ring_clear, ring_destroy, ring_init, ring_pop, ring_push, ring_retry
-from datapath.tags cimport tag_is_hole
+from datapath.tags cimport tag_is_hole, tag_newer
 from datapath.targetengine cimport *
 from datapath.targetstate cimport *
 from datapath.targetdurability cimport checkpoint_start, durability_done
@@ -28,19 +29,10 @@ from datapath.targetread cimport read_done
 from datapath.targetvolumes cimport (forget_dropped, misses_answered, purge, segment, volume_get,
                                      volume_report)
 from datapath.volumemap cimport map_destroy, map_init
-from datapath.wire cimport Header, ST_OK, bad_frame_text, OP_CAPABILITY
+from datapath.waiting cimport (EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, epoll_create1,
+                               epoll_ctl, epoll_event, epoll_wait)
+from datapath.wire cimport CHUNK_BLOCKS, Header, ST_OK, bad_frame_text, OP_CAPABILITY
 
-cdef extern from "<sys/epoll.h>" nogil:
-    ctypedef union epoll_data_t:
-        uint64_t u64
-    cdef struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int flags)
-    int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
-    int epoll_wait(int epfd, epoll_event* events, int count, int timeout_ms)
-    int EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CLOEXEC
-    uint32_t EPOLLIN, EPOLLOUT
 cdef extern from "<time.h>" nogil:
     int CLOCK_BOOTTIME
 cdef extern from "<string.h>" nogil:
@@ -52,6 +44,9 @@ cdef enum:
     TABLE_SIZE = 65536
     TICK_NS = 200000000
     OUT_BYTES_MAX = 67108864         # a peer that does not read is cut off
+
+cdef const char* CLOSED_HERE = "closed by this SDS"
+cdef const char* NO_ROOM = "no room for another connection"
 
 cdef enum Command:
     CMD_STOP = 1
@@ -85,24 +80,21 @@ cdef void arm(Engine* e, Conn* c, bint write) noexcept nogil:
 
 cdef void drop_conn(Engine* e, Conn* c) noexcept nogil:
     cdef Session* s = <Session*>c.user
-    cdef const char* why = strerror(c.error)
-    cdef uint32_t length = 0
+    cdef const char* why = strerror(c.error) if c.error else CLOSED_HERE
     if c.error < 0:
         why = bad_frame_text(-c.error)
         e.counters.bad_frames += 1
-    while why[length]:
-        length += 1
     c.closing = True
     e.conns[c.id & (CONNS_MAX - 1)] = NULL
     if c.kind == CONN_CLIENT:
         e.counters.clients -= 1
-        emit(e, EV_CLIENT_CLOSED, c.id, s.node_id, 0, 0, why, length)
+        emit(e, EV_CLIENT_CLOSED, c.id, s.node_id, 0, 0, why, strlen(why))
     else:
         e.counters.peers -= 1
         if c.kind == CONN_PEER_OUT:
             peer_lost(e, c)
             memset(&e.syncs[c.id & (CONNS_MAX - 1)], 0, sizeof(Sync))
-        emit(e, EV_PEER_CLOSED, c.id, s.node_id, c.kind == CONN_PEER_OUT, 0, why, length)
+        emit(e, EV_PEER_CLOSED, c.id, s.node_id, c.kind == CONN_PEER_OUT, 0, why, strlen(why))
     conn_destroy(c, &e.pool)
     free(s)
     free(c)
@@ -125,6 +117,8 @@ cdef void add_conn(Engine* e, Message* m) noexcept nogil:
         free(c)
         free(s)
         close(<int>m.b)
+        emit(e, EV_CLIENT_CLOSED if m.size == CONN_CLIENT else EV_PEER_CLOSED, m.a, m.c, m.size == CONN_PEER_OUT, 0,
+             NO_ROOM, strlen(NO_ROOM))
         return
     c.kind = <int>m.size
     c.user = s
@@ -133,12 +127,14 @@ cdef void add_conn(Engine* e, Message* m) noexcept nogil:
     e.conns[m.a & (CONNS_MAX - 1)] = c
     ev.events = EPOLLIN
     ev.data.u64 = m.a & (CONNS_MAX - 1)
-    epoll_ctl(e.epoll_fd, EPOLL_CTL_ADD, c.fd, &ev)
     if c.kind == CONN_CLIENT:
         e.counters.clients += 1
     else:
         e.counters.peers += 1
-    if c.kind == CONN_PEER_OUT:
+    if epoll_ctl(e.epoll_fd, EPOLL_CTL_ADD, c.fd, &ev) < 0:
+        c.error = errno
+        drop_conn(e, c)
+    elif c.kind == CONN_PEER_OUT:
         sync_begin(e, c)
 
 
@@ -260,7 +256,9 @@ cdef void flush_conns(Engine* e) noexcept nogil:
         if c == NULL:
             continue
         result = conn_flush(c, &e.pool)
-        if result < 0 or c.out_bytes > OUT_BYTES_MAX:
+        if result >= 0 and c.out_bytes > OUT_BYTES_MAX:
+            c.error = ENOBUFS
+        if result < 0 or c.error:
             drop_conn(e, c)
         elif (result == 1) != c.want_write:
             arm(e, c, result == 1)
@@ -286,7 +284,6 @@ cdef void run(Engine* e) noexcept nogil:
     cdef Job* following
     cdef Conn* c
     while not e.stopping:
-        e.now_ns = now()
         count = epoll_wait(e.epoll_fd, evs, 64, 50)
         e.now_ns = now()
         for i in range(count):
@@ -345,6 +342,19 @@ cdef void last_checkpoint(Engine* e) noexcept nogil:
             device_checkpoint_end(d)
 
 
+cdef bint tags_later(const Tag* tags, const Tag* than) noexcept nogil:
+    """Whether the latest write of the one slot came after all those of the other."""
+    cdef const Tag* latest = &than[0]
+    cdef uint32_t i
+    for i in range(CHUNK_BLOCKS):
+        if tag_newer(than[i].epoch, than[i].seq, latest):
+            latest = &than[i]
+    for i in range(CHUNK_BLOCKS):
+        if tag_newer(tags[i].epoch, tags[i].seq, latest):
+            return True
+    return False
+
+
 cdef class Target:
     cdef Engine* e
     cdef object thread, devices, volumes_seen
@@ -397,15 +407,31 @@ cdef class Target:
             c = chunk_get(self.e, d.slots[slot].volume_id, d.slots[slot].chunk_index)
             if c == NULL:
                 raise MemoryError
+            if c.slot != SLOT_NONE and not self._replaces(c, d, slot):
+                continue
             c.slot = slot
             c.device = at
-            for i in range(1024):
+            c.live_blocks = 0
+            for i in range(CHUNK_BLOCKS):
                 c.live_blocks += not tag_is_hole(&chunk_tags(self.e, c)[i])
         for volume_id, index in [chunk[:2] for chunk in device.dirty] + device.freed:
             c = chunk_get(self.e, volume_id, index)
             if c == NULL:
                 raise MemoryError
             unsync(self.e, c)
+
+    cdef bint _replaces(self, Chunk* c, Device* d, uint32_t slot) except -1:
+        """Of a chunk's slots on two devices the one with the latest write stays, the other is given back.
+
+        A crash leaves two when the chunk gave its slot back, got one on another device, and the first device's journal
+        had not told of it yet: what is there is older than all that was written since.
+        """
+        cdef Device* other = self.e.devices[c.device].d
+        cdef bint later = tags_later(device_tags(d, slot), device_tags(other, c.slot))
+        cdef int error = device_slot_free(other, c.slot) if later else device_slot_free(d, slot)
+        if error < 0:
+            raise OSError(-error, (<bytes>strerror(-error)).decode())
+        return later
 
     def start(self):
         self.started = True
@@ -562,9 +588,23 @@ cdef class Target:
     def __dealloc__(self):
         # The thread holds a reference to this object: it has ended, or was never started. (self.thread says nothing
         # here: the garbage collector has cleared it.)
+        cdef Chunk* c
+        cdef uint32_t i
         if self.e == NULL:
             return
         iopool_stop(&self.e.io)
+        for i in range(self.e.op_count):
+            if self.e.ops[i].owner != NULL:
+                buf_put(&self.e.pool, self.e.ops[i].owner)
+            free(self.e.ops[i])
+        for i in range(self.e.table_capacity if self.e.table != NULL else 0):
+            while self.e.table[i] != NULL:
+                c = self.e.table[i]
+                self.e.table[i] = c.hash_next
+                free(c)
+        for i in range(self.e.map.capacity):
+            if self.e.map.table[i] != NULL:
+                free(self.e.map.table[i].user)
         ring_destroy(&self.e.commands)
         ring_destroy(&self.e.events)
         map_destroy(&self.e.map)

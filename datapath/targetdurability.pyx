@@ -3,6 +3,7 @@
 Each device has at most one of each under way, on a pool thread; operations that need the next one wait in its list.
 """
 
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from datapath.device cimport (
     device_checkpoint_begin, device_checkpoint_end, device_fail, device_intent, device_journal_appended,
     device_journal_commit, device_journal_durable, device_journal_void, device_sync, device_sync_all, device_sync_begin,
@@ -38,14 +39,18 @@ cdef void checkpoint_run(Job* job) noexcept nogil:
         job.result = device_journal_void((<DeviceState*>job.owner).d)
 
 
+cdef void submit(Engine* e, DeviceState* ds, Job* job, int kind, void (*run)(Job*) noexcept nogil) noexcept nogil:
+    job.run = run
+    job.owner = ds
+    job.kind = kind
+    iopool_submit(&e.io, job)
+
+
 cdef void commit_start(Engine* e, DeviceState* ds) noexcept nogil:
     if ds.commit_running:
         return
     ds.commit_running = True
-    ds.commit_job.run = commit_run
-    ds.commit_job.owner = ds
-    ds.commit_job.kind = JOB_COMMIT
-    iopool_submit(&e.io, &ds.commit_job)
+    submit(e, ds, &ds.commit_job, JOB_COMMIT, commit_run)
 
 
 cdef void device_failed(Engine* e, DeviceState* ds) noexcept nogil:
@@ -57,24 +62,25 @@ cdef void device_failed(Engine* e, DeviceState* ds) noexcept nogil:
 cdef void commit_done(Engine* e, DeviceState* ds) noexcept nogil:
     cdef Op* op
     cdef uint64_t durable = device_journal_durable(ds.d)
+    cdef int result = ds.commit_job.result                 # operations that go on may start the next commit
     ds.commit_running = False
     e.counters.journal_commits += 1
-    if ds.commit_job.result < 0:
+    if result < 0:
         device_failed(e, ds)
     while ds.journal_head != NULL:
         op = ds.journal_head
-        if ds.commit_job.result == 0 and op.chunk.mark > durable:
+        if result == 0 and op.chunk.mark > durable:
             break
         ds.journal_head = op.wait_next
         op.wait_next = NULL
-        op.state = op.job.kind
-        if ds.commit_job.result < 0:
+        op.state = STATE_RUNNING
+        if result < 0:
             op_settle(e, op, PENDING_LOCAL, ST_IO_ERROR)
         else:
             journaled(e, op)
-    if ds.checkpoint == 1 and durable >= ds.checkpoint_mark and ds.commit_job.result == 0:
+    if ds.checkpoint == 1 and durable >= ds.checkpoint_mark and result == 0:
         checkpoint_go(e, ds)
-    if ds.journal_head != NULL or (ds.checkpoint == 1 and ds.commit_job.result == 0):
+    if ds.journal_head != NULL or (ds.checkpoint == 1 and result == 0):
         commit_start(e, ds)
     sync_continue(e)                                       # chunks that may differ wait for their intents too
 
@@ -92,10 +98,7 @@ cdef void writeback_note(Engine* e, DeviceState* ds, uint32_t size) noexcept nog
         return
     ds.large_bytes = 0
     e.writeback_running = True
-    ds.writeback_job.run = writeback_run
-    ds.writeback_job.owner = ds
-    ds.writeback_job.kind = JOB_WRITEBACK
-    iopool_submit(&e.io, &ds.writeback_job)
+    submit(e, ds, &ds.writeback_job, JOB_WRITEBACK, writeback_run)
 
 
 cdef void sync_wait(Engine* e, Op* op) noexcept nogil:
@@ -104,7 +107,6 @@ cdef void sync_wait(Engine* e, Op* op) noexcept nogil:
 
 
 cdef void sync_wait_on(Engine* e, Op* op, DeviceState* ds) noexcept nogil:
-    op.sync_wait += 1
     op.wait_next = ds.sync_next
     ds.sync_next = op
     sync_start(e, ds)
@@ -117,28 +119,25 @@ cdef void sync_start(Engine* e, DeviceState* ds) noexcept nogil:
     ds.sync_now = ds.sync_next
     ds.sync_next = NULL
     device_sync_begin(ds.d)
-    ds.sync_job.run = sync_run
-    ds.sync_job.owner = ds
-    ds.sync_job.kind = JOB_SYNC
-    iopool_submit(&e.io, &ds.sync_job)
+    submit(e, ds, &ds.sync_job, JOB_SYNC, sync_run)
 
 
 cdef void sync_done(Engine* e, DeviceState* ds) noexcept nogil:
     cdef Op* op = ds.sync_now
     cdef Op* following
+    cdef int result = ds.sync_job.result                   # operations that go on may start the next sync
     ds.sync_now = NULL
     ds.sync_running = False
-    if ds.sync_job.result < 0:
+    if result < 0:
         device_failed(e, ds)
     while op != NULL:
         following = op.wait_next
         op.wait_next = NULL
-        op.sync_wait -= 1
-        if ds.sync_job.result < 0:
+        if result < 0:
             op.status = ST_IO_ERROR
         if op.kind == KIND_FLUSH:
             flush_next(e, op)
-        elif op.sync_wait == 0:
+        else:
             op_settle(e, op, PENDING_SYNC, 0)
         op = following
     sync_start(e, ds)
@@ -197,10 +196,7 @@ cdef void checkpoint_start(Engine* e) noexcept nogil:
 cdef void checkpoint_go(Engine* e, DeviceState* ds) noexcept nogil:
     ds.checkpoint = 2
     device_sync_begin(ds.d)
-    ds.checkpoint_job.run = checkpoint_run
-    ds.checkpoint_job.owner = ds
-    ds.checkpoint_job.kind = JOB_CHECKPOINT
-    iopool_submit(&e.io, &ds.checkpoint_job)
+    submit(e, ds, &ds.checkpoint_job, JOB_CHECKPOINT, checkpoint_run)
 
 
 cdef void checkpoint_done(Engine* e, DeviceState* ds) noexcept nogil:

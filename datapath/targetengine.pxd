@@ -1,6 +1,6 @@
 # What the SDS engine does with a frame, a finished job, a lost connection. Shard's thread only.
 from libc.stdint cimport uint32_t, uint64_t
-from datapath.connection cimport Conn
+from datapath.connection cimport Buf, Conn
 from datapath.targetstate cimport Chunk, Engine, Op
 from datapath.wire cimport Header
 
@@ -16,13 +16,17 @@ cdef enum EventKind:
     EV_PURGED = 9
     EV_NO_SPACE = 10
     EV_REPAIR = 11
-    EV_STOPPED = 12
-    EV_VOLUMES = 13
+    EV_VOLUMES = 12
 
 cdef void emit(Engine* e, uint32_t kind, uint32_t a, uint64_t b, uint64_t c, uint64_t d, const void* data,
                uint64_t size) noexcept nogil
 cdef Conn* conn_by_id(Engine* e, uint32_t id) noexcept nogil
 cdef void mark_dirty(Engine* e, Conn* c) noexcept nogil
+# Seals a header and queues it on the connection; what belongs to the frame is queued at once after it.
+cdef void send_head(Engine* e, Conn* c, Header* h) noexcept nogil
+cdef void send_body(Engine* e, Conn* c, const void* data, uint32_t size) noexcept nogil
+# The same from memory of `owner`, without copying.
+cdef void send_ref(Engine* e, Conn* c, Buf* owner, const char* data, uint32_t size) noexcept nogil
 cdef void reply_to(Engine* e, uint32_t conn_id, const Header* request, uint32_t status, uint64_t seq) noexcept nogil
 cdef void reply_head(Engine* e, Header* r, const Header* request, uint32_t status) noexcept nogil
 cdef void map_miss(Engine* e, uint64_t volume_id, uint32_t segment) noexcept nogil

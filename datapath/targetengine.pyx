@@ -5,10 +5,11 @@ of two overlapping operations the later one waits; a chunk that may differ from 
 both agree.
 """
 
-from libc.errno cimport EAGAIN, ENOSPC
-from libc.stdint cimport int64_t
+from libc.errno cimport EAGAIN, ENOMEM, ENOSPC
+from libc.stdint cimport int64_t, uint16_t
 from libc.stdlib cimport calloc, malloc, realloc
 from libc.string cimport memcpy, memset
+from posix.unistd cimport pread
 from datapath.device cimport device_offset
 from datapath.checksum cimport block_seed, check_range, crc32c
 from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_intent, chunk_tags,
@@ -25,9 +26,6 @@ from datapath.targetread cimport read_start
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t pread(int fd, void* data, size_t size, int64_t offset)
 
 cdef enum:
     EARLY_BYTES = 65536              # from this size on the other copy gets a write before it is applied here
@@ -96,6 +94,29 @@ cdef void reply_head(Engine* e, Header* r, const Header* request, uint32_t statu
     r.incarnation = e.durable_incarnation
 
 
+cdef void send_head(Engine* e, Conn* c, Header* h) noexcept nogil:
+    header_seal(h)
+    send_body(e, c, h, HEADER_SIZE)
+    mark_dirty(e, c)
+
+
+cdef void send_body(Engine* e, Conn* c, const void* data, uint32_t size) noexcept nogil:
+    if conn_append(c, &e.pool, data, size) < 0:
+        cut_off(c)
+
+
+cdef void send_ref(Engine* e, Conn* c, Buf* owner, const char* data, uint32_t size) noexcept nogil:
+    if conn_append_ref(c, &e.pool, owner, data, size) < 0:
+        cut_off(c)
+
+
+cdef void cut_off(Conn* c) noexcept nogil:
+    """Short of memory: after a frame without its end nothing on the connection would be understood."""
+    if not c.closing:
+        c.error = ENOMEM
+        c.closing = True
+
+
 cdef void reply_to(Engine* e, uint32_t conn_id, const Header* request, uint32_t status, uint64_t seq) noexcept nogil:
     cdef Conn* c = conn_by_id(e, conn_id)
     cdef Header r
@@ -103,9 +124,7 @@ cdef void reply_to(Engine* e, uint32_t conn_id, const Header* request, uint32_t 
         return
     reply_head(e, &r, request, status)
     r.seq = seq
-    header_seal(&r)
-    conn_append(c, &e.pool, &r, HEADER_SIZE)
-    mark_dirty(e, c)
+    send_head(e, c, &r)
 
 
 cdef uint32_t status_of(int error) noexcept nogil:
@@ -264,7 +283,6 @@ cdef void op_start(Engine* e, Op* op) noexcept nogil:
         return
     ds = &e.devices[chunk.device]
     op.wait_next = NULL
-    op.job.kind = op.state
     op.state = STATE_JOURNAL
     if ds.journal_head == NULL:
         ds.journal_head = op
@@ -367,15 +385,13 @@ cdef bint replicate(Engine* e, Op* op) noexcept nogil:
     r.body_length = op.count * 4 + r.length if op.kind == KIND_WRITE else 0
     r.seq = op.seq
     r.incarnation = e.incarnation
-    header_seal(&r)
-    conn_append(c, &e.pool, &r, HEADER_SIZE)
+    send_head(e, c, &r)
     if op.kind == KIND_WRITE:
-        conn_append(c, &e.pool, op.checks, op.count * 4)
+        send_body(e, c, op.checks, op.count * 4)
         if r.length <= 8192:
-            conn_append(c, &e.pool, op.data, r.length)
+            send_body(e, c, op.data, r.length)
         else:
-            conn_append_ref(c, &e.pool, op.owner, op.data, r.length)
-    mark_dirty(e, c)
+            send_ref(e, c, op.owner, op.data, r.length)
     if r.length >= EARLY_BYTES or e.counters.queue_depth == 1:
         conn_flush(c, &e.pool)                             # an error shows again when the loop flushes
     return True

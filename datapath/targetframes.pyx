@@ -2,23 +2,21 @@
 
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
+from posix.unistd cimport pread
 from datapath.device cimport device_offset
 from datapath.checksum cimport verify_range
 from datapath.chunkstore cimport chunk_fd, chunk_find, chunk_get, chunk_tags
-from datapath.connection cimport buf_get, buf_put, buf_ref, conn_append, conn_append_ref
+from datapath.connection cimport buf_get, buf_put, buf_ref
 from datapath.ondisk cimport SLOT_NONE, Tag
 from datapath.tags cimport tag_check, tag_is_hole
 from datapath.targetdurability cimport flush_next
-from datapath.targetengine cimport (EV_CAPABILITY, emit, map_miss, mark_dirty, op_enter, op_new, peer_conn, reply_head,
-                                    reply_to)
+from datapath.targetengine cimport (EV_CAPABILITY, emit, map_miss, op_enter, op_new, peer_conn, reply_head, reply_to,
+                                    send_body, send_head, send_ref)
 from datapath.targetpair cimport PULL_BLOCKS_MAX, agreed, secondary_answer
 from datapath.targetread cimport read_answer
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t pread(int fd, void* data, size_t size, int64_t offset)
 
 cdef enum:
     DIRTY_PER_FRAME = 4096
@@ -101,11 +99,9 @@ cdef void seek_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogi
         for i in range(CHUNK_BLOCKS):
             if not tag_is_hole(&tags[i]):
                 bits[i >> 3] |= 1 << (i & 7)
-    header_seal(&r)
-    conn_append(c, &e.pool, &r, HEADER_SIZE)
+    send_head(e, c, &r)
     if r.body_length:
-        conn_append(c, &e.pool, bits, 128)
-    mark_dirty(e, c)
+        send_body(e, c, bits, 128)
 
 
 cdef void capability_shown(Engine* e, Conn* c, Header* h, char* body) noexcept nogil:
@@ -183,17 +179,16 @@ cdef void tags_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
         r.flags = FLAG_ABSENT
     else:
         r.body_length = CHUNK_BLOCKS * 16
-    header_seal(&r)
-    conn_append(c, &e.pool, &r, HEADER_SIZE)
+    send_head(e, c, &r)
     if r.body_length:
-        conn_append(c, &e.pool, chunk_tags(e, chunk), r.body_length)
-    mark_dirty(e, c)
+        send_body(e, c, chunk_tags(e, chunk), r.body_length)
 
 
 cdef void dirty_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
     """What of ours may differ, from place `offset` of the table on.
 
-    Whole places at a time: chunks that agree with a third SDS between two frames must not shift the rest past the asker.
+    Whole places at a time: chunks that agree with a third SDS between two frames must not shift the rest past the
+    asker.
     """
     cdef Header r
     cdef Chunk* chunk
@@ -226,11 +221,9 @@ cdef void dirty_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
         r.flags = FLAG_REPLY_MORE
     r.offset = at
     r.body_length = told * 16
-    header_seal(&r)
-    conn_append(c, &e.pool, &r, HEADER_SIZE)
-    conn_append(c, &e.pool, list.data, told * 16)
+    send_head(e, c, &r)
+    send_body(e, c, list.data, told * 16)
     buf_put(&e.pool, list)
-    mark_dirty(e, c)
 
 
 cdef void pull_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
@@ -257,11 +250,9 @@ cdef void pull_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
         return
     reply_head(e, &r, h, ST_OK)
     r.body_length = 20 * count + h.length
-    header_seal(&r)
-    conn_append(c, &e.pool, &r, HEADER_SIZE)
-    conn_append_ref(c, &e.pool, b, b.data, r.body_length)
+    send_head(e, c, &r)
+    send_ref(e, c, b, b.data, r.body_length)
     buf_put(&e.pool, b)
-    mark_dirty(e, c)
 
 
 cdef uint32_t place_status(Engine* e, Conn* c, Header* h) noexcept nogil:

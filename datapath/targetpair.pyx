@@ -6,22 +6,19 @@ side can vouch for is adopted from the primary under a new name. The primary dri
 
 from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy, memset
+from posix.unistd cimport pread
 from datapath.device cimport device_offset
 from datapath.checksum cimport block_seed, crc32c, verify_range
 from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_get, chunk_intent,
                                   chunk_tags, chunk_trim, chunk_write)
-from datapath.connection cimport conn_append
 from datapath.ondisk cimport SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, Tag
 from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer, tag_set, tag_set_never
 from datapath.targetdurability cimport checkpoint_start, commit_start
-from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIR, apply, emit, map_miss, mark_dirty, op_settle, peer_conn,
-                                    volume_commit)
+from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIR, apply, emit, map_miss, op_settle, peer_conn, send_body,
+                                    send_head, volume_commit)
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t pread(int fd, void* data, size_t size, int64_t offset)
 
 cdef enum:
     RETRY_NS = 200000000             # a chunk whose agreement failed (a full or failed disk) is tried again after this
@@ -50,9 +47,7 @@ cdef void ask(Engine* e, Conn* c, int opcode, uint64_t volume_id, uint32_t index
     h.length = length
     h.flags = flags
     h.incarnation = e.incarnation
-    header_seal(&h)
-    conn_append(c, &e.pool, &h, HEADER_SIZE)
-    mark_dirty(e, c)
+    send_head(e, c, &h)
 
 
 cdef void sync_begin(Engine* e, Conn* c) noexcept nogil:
@@ -158,14 +153,12 @@ cdef void push_block(Engine* e, Conn* c, Sync* s, Chunk* chunk, uint32_t block, 
     h.epoch = tag.epoch
     h.seq = tag.seq
     h.incarnation = e.incarnation
-    header_seal(&h)
-    conn_append(c, &e.pool, &h, HEADER_SIZE)
-    conn_append(c, &e.pool, &check, 4)
-    conn_append(c, &e.pool, tag, 16)
-    conn_append(c, &e.pool, bytes, BLOCK_SIZE)
+    send_head(e, c, &h)
+    send_body(e, c, &check, 4)
+    send_body(e, c, tag, 16)
+    send_body(e, c, bytes, BLOCK_SIZE)
     s.outstanding += 1
     s.pushed += 1
-    mark_dirty(e, c)
 
 
 cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexcept nogil:
@@ -206,7 +199,9 @@ cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexce
 
 
 cdef void tags_seen(Engine* e, Conn* c, Sync* s, Tag* theirs) noexcept nogil:
-    if theirs != NULL and chunk_allocate(e, s.chunk, epoch_of(e, s.chunk)) < 0:
+    if not s.chunk.unsynced:                               # its volume was purged meanwhile: it gets no slot again
+        s.failed = True
+    elif theirs != NULL and chunk_allocate(e, s.chunk, epoch_of(e, s.chunk)) < 0:
         s.failed = True
     elif not intent_durable(e, s.chunk):
         s.postponed = True
@@ -218,6 +213,8 @@ cdef bint pulled(Engine* e, Chunk* chunk, Header* h, char* body) noexcept nogil:
     """Whether the block is here now as the other copy has it."""
     cdef Tag* tag = <Tag*>(body + 4)
     cdef uint32_t block = h.offset >> BLOCK_SHIFT
+    if chunk.slot == SLOT_NONE:                            # purged meanwhile, or an answer to what was not asked
+        return False
     if h.status != ST_OK or h.length != BLOCK_SIZE or h.flags & (FLAG_ZEROS | FLAG_ABSENT):
         return False
     if verify_range(h.volume_id, h.chunk_index, h.offset, h.length, body + 20, <uint32_t*>body) >= 0:
@@ -304,8 +301,9 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
         op_settle(e, op, PENDING_REMOTE, h.status)
         return 0
     if h.opcode == (OP_DIRTY | OP_REPLY):
-        if h.status == ST_OK:
-            dirty_list(e, c, h, body)
+        if h.status != ST_OK:
+            return BAD_STATUS                              # without the list there is no pair: a new session asks again
+        dirty_list(e, c, h, body)
         return 0
     if h.opcode == (OP_PING | OP_REPLY):
         return 0

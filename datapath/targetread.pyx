@@ -7,27 +7,19 @@ values go with the bytes, so that whoever asked verifies them.
 from libc.errno cimport EIO, errno
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
+from posix.uio cimport RWF_NOWAIT, iovec, preadv2
+from posix.unistd cimport pread
 from datapath.device cimport device_offset
 from datapath.chunkstore cimport chunk_fd, chunk_tags
-from datapath.connection cimport buf_get, buf_put, conn_append, conn_append_ref, conn_reserve, conn_unreserve
+from datapath.connection cimport buf_get, buf_put, conn_reserve, conn_unreserve
 from datapath.histogram cimport hist_record
 from datapath.iopool cimport Job, iopool_submit
 from datapath.ondisk cimport SLOT_NONE, Tag
 from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown
 from datapath.targetengine cimport (conn_by_id, mark_dirty, may_still, op_enter, op_finish, op_new, reply_head,
-                                    reply_to)
+                                    reply_to, send_head, send_ref)
 from datapath.targetstate cimport *
 from datapath.wire cimport *
-
-cdef extern from "<sys/uio.h>" nogil:
-    cdef struct iovec:
-        void* iov_base
-        size_t iov_len
-    ssize_t preadv2(int fd, const iovec* iov, int count, int64_t offset, int flags)
-    int RWF_NOWAIT
-cdef extern from "<unistd.h>" nogil:
-    ssize_t pread(int fd, void* data, size_t size, int64_t offset)
-
 
 cdef uint32_t read_plan(Engine* e, Chunk* chunk, uint32_t first, uint32_t count, uint32_t* checks) noexcept nogil:
     """Fills the check values. ST_OK, ST_CHECKSUM for an unknown block, or ST_COUNT when all of it reads as zeros.
@@ -107,7 +99,7 @@ cdef void read_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogi
             header_seal(&r)
             memcpy(room, &r, HEADER_SIZE)
             if large != NULL:
-                conn_append_ref(c, &e.pool, large, room, head + h.length)
+                send_ref(e, c, large, room, head + h.length)
                 buf_put(&e.pool, large)
             mark_dirty(e, c)
             e.counters.reads_inline += 1
@@ -136,9 +128,7 @@ cdef void read_refuse(Engine* e, uint32_t conn_id, Header* h, uint32_t status) n
         return
     reply_head(e, &r, h, ST_OK)
     r.flags = FLAG_ZEROS
-    header_seal(&r)
-    conn_append(c, &e.pool, &r, HEADER_SIZE)
-    mark_dirty(e, c)
+    send_head(e, c, &r)
     e.counters.read_ops += 1
     e.counters.read_bytes += h.length
 
@@ -181,11 +171,9 @@ cdef void read_done(Engine* e, Op* op) noexcept nogil:
         reply_head(e, &r, &op.h, ST_OK if op.job.result == 0 else ST_IO_ERROR)
         if op.job.result == 0:
             r.body_length = op.count * 4 + op.h.length
-        header_seal(&r)
-        conn_append(c, &e.pool, &r, HEADER_SIZE)
+        send_head(e, c, &r)
         if op.job.result == 0:
-            conn_append_ref(c, &e.pool, op.owner, op.owner.data, r.body_length)
-        mark_dirty(e, c)
+            send_ref(e, c, op.owner, op.owner.data, r.body_length)
         e.counters.read_ops += 1
         e.counters.read_bytes += op.h.length
         e.counters.read_ns += e.now_ns - op.started_ns

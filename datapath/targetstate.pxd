@@ -1,13 +1,13 @@
 # The SDS engine's structures. One shard's thread owns all of it; pool threads touch only the Job they run and its
 # buffers.
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int64_t
+from libc.stdint cimport uint32_t, uint64_t
 from datapath.device cimport Device
 from datapath.connection cimport Buf, Conn, Pool
 from datapath.histogram cimport Histogram
 from datapath.iopool cimport IoPool, Job
 from datapath.ondisk cimport Tag
 from datapath.ring cimport Ring
-from datapath.volumemap cimport MapEntry, VolumeMap
+from datapath.volumemap cimport VolumeMap
 from datapath.wire cimport Header
 
 cdef enum:
@@ -79,7 +79,6 @@ cdef struct Chunk:
     uint64_t retry_ns                # unsynced: the agreement failed, not tried again before
     Chunk* hash_next
     Op* ops                          # started or waiting, in order of arrival
-    Op* ops_tail
 
 cdef struct Op:
     Job job
@@ -100,7 +99,6 @@ cdef struct Op:
     uint32_t count
     uint64_t seq
     uint64_t started_ns
-    uint32_t sync_wait
     int fd
     uint64_t offset
     Op* next                         # in the chunk
@@ -160,7 +158,6 @@ cdef struct Engine:
     uint32_t device_count
     Conn* conns[1024]
     Sync syncs[1024]
-    uint32_t conn_serial
     uint32_t dirty_places[1024]      # in conns: have something to send
     bint dirty_place[1024]
     uint32_t dirty_count
@@ -174,7 +171,6 @@ cdef struct Engine:
     uint32_t unsynced_count
     bint purging
     bint stopping
-    bint checkpoint_at_stop
     bint writeback_running
     uint64_t now_ns
     uint64_t next_tick_ns

@@ -1,5 +1,6 @@
 """What the SDS engine knows of volumes: sizes and maps, what it holds of each, purging (see targetvolumes.pxd)."""
 
+from libc.errno cimport EAGAIN, EBUSY
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from datapath.device cimport device_slot_free
@@ -88,6 +89,8 @@ cdef void settle_purged(Engine* e, Chunk* c) noexcept nogil:
 cdef void purge(Engine* e) noexcept nogil:
     """Gives the slots of purged volumes back, as far as the journal has room; the next tick goes on."""
     cdef uint32_t i, at, left
+    cdef int error
+    cdef bint full = False
     cdef Chunk* c
     cdef MapVolume* v
     cdef TargetVolume* tv
@@ -105,17 +108,19 @@ cdef void purge(Engine* e) noexcept nogil:
                     settle_purged(e, c)
                     agreed(e, c)
                     if c.slot != SLOT_NONE:
-                        if c.ops == NULL and device_slot_free(e.devices[c.device].d, c.slot) == 0:
+                        error = -EBUSY if c.ops != NULL else device_slot_free(e.devices[c.device].d, c.slot)
+                        if error == 0:
                             c.slot = SLOT_NONE
                             c.generation = 0
                             c.live_blocks = 0
-                            e.devices[c.device].d.needs_sync = True
                         else:
                             left += 1
+                            full = full or error == -EAGAIN
                 c = c.hash_next
         if left:
             e.purging = True
-            checkpoint_start(e)
+            if full:
+                checkpoint_start(e)
             continue
         tv.purge = False
         tv.slots = 0

@@ -22,6 +22,7 @@ cdef struct MapVolume:
     MapEntry** segments              # NULL where not loaded
     uint32_t segment_count           # pointers in `segments`
     void* user                       # the engine's own
+    uint32_t writers                 # of an inode, the FUSE channel's: opens for writing, not yet released
 
 cdef struct VolumeMap:
     MapVolume** table                # open addressing, linear probing

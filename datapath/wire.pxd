@@ -16,10 +16,9 @@ cdef enum:
     CHUNK_SIZE = 4194304
     CHUNK_SHIFT = 22
     CHUNK_BLOCKS = 1024
-    SEGMENT_CHUNKS = 1024            # chunks per map segment (4 GiB)
     IO_SIZE_MAX = 1048576            # bytes of data in one frame
     IO_BLOCKS_MAX = 257              # an unaligned 1 MiB touches 257 blocks
-    BODY_SIZE_MAX = 1069056          # IO_SIZE_MAX + 257 * 4 check values + 257 tags of 16 bytes, rounded up to a page
+    BODY_SIZE_MAX = 1069056          # bounds IO_SIZE_MAX and a block, with 257 check values and tags of 16 bytes
     CONTROL_BODY_MAX = 65536         # handshake, capability and list frames
 
 cdef enum Opcode:
@@ -38,7 +37,7 @@ cdef enum Opcode:
     # SDS (primary) -> SDS (secondary or learner)
     OP_REPLICATE = 32                # body: checks + payload, whole blocks, all written as (epoch, seq)
     OP_REPLICATE_DISCARD = 33
-    OP_DIRTY = 34                    # request: none; reply body: (volume u64, chunk u32, pad u32)*, goes on at its `offset`
+    OP_DIRTY = 34                    # request: none; reply body: (volume u64, chunk u32, pad u32)*, paged: see wire.md
     OP_TAGS = 35                     # reply body: 1024 tags of 16 bytes, or FLAG_ABSENT and no body
     OP_PULL = 36                     # read with tags: reply body: checks + tags + payload
     OP_PUSH = 37                     # resync: body: checks + tags + payload, each block under its own tag

@@ -17,6 +17,7 @@ from mdm.model import Pool, Sds, SdsState, State
 from mdm.placement import Candidate, Placed, fits, place
 from pfvol.constants import BLOCK_SIZE_BYTES, CHUNK_SIZE_BYTES, VOLUME_SIZE_BYTES_MAX
 from pfvol.errors import CapacityError, ConflictError, InvalidError
+from pfvol.units import format_size
 
 SPARE_PERCENT_DEFAULT = 10
 SPARE_SDS_MIN = 3  # fewer SDSs have nowhere to rebuild to
@@ -28,7 +29,7 @@ def volume_size(size_bytes: int) -> int:
         raise InvalidError(f"a volume's size must be at least 1 byte, not {size_bytes}")
     rounded = -(-size_bytes // BLOCK_SIZE_BYTES) * BLOCK_SIZE_BYTES
     if rounded > VOLUME_SIZE_BYTES_MAX:
-        raise InvalidError(f"a volume can have {VOLUME_SIZE_BYTES_MAX} bytes at most, not {size_bytes}")
+        raise InvalidError(f"a volume can have {format_size(VOLUME_SIZE_BYTES_MAX)} at most, not {size_bytes} bytes")
     return rounded
 
 
@@ -99,8 +100,11 @@ def _chunks_that_fit(room: Mapping[int, int]) -> int:
 
 
 def _insufficient(pool: Pool, needed: int, free: int, who: str) -> CapacityError:
+    sizes = format_size(needed), format_size(free)
+    if sizes[0] == sizes[1]:  # they differ by less than is shown
+        sizes = f"{needed} bytes", f"{free} bytes"
     return CapacityError(
-        f"insufficient capacity in pool {pool.name}: needs {needed} bytes, {free} free in {who}: "
+        f"insufficient capacity in pool {pool.name}: needs {sizes[0]}, {sizes[1]} free in {who}: "
         "make it smaller or thin, add capacity, or delete a volume",
         pool=pool.name,
         needed_bytes=needed,

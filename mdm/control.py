@@ -18,7 +18,7 @@ from mdm.model import Device, Volume, VolumeMapping
 from mdm.orchestrator import Orchestrator, volume_info
 from mdm.views import View
 from pfvol import capability
-from pfvol.config import Address
+from pfvol.config import Address, parse_address
 from pfvol.constants import BLOCK_SIZE_BYTES, CAPABILITY_SECONDS, CHUNK_SIZE_BYTES, NAME_LENGTH_MAX
 from pfvol.errors import ConflictError, DeniedError, InvalidError, NotFoundError
 from pfvol.log import get_logger
@@ -177,7 +177,7 @@ class Control:
         name = session.peer.name
         if _text(params, "name", NAME_LENGTH_MAX) != name:
             raise DeniedError(f"{name} registers as another SDC")
-        ip = session.peer.address.rpartition(":")[0]
+        ip, _ = parse_address(session.peer.address)
         outcome = await self._orchestrator.execute(commands.RegisterSdc(name=name, ip=ip))
         sdc_id, incarnation = outcome.result
         if session.closed.is_set():

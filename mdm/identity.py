@@ -6,12 +6,12 @@ reference is never ambiguous between the two.
 
 from __future__ import annotations
 
-import re
 from enum import IntEnum
 
 from mdm.model import State
 from pfvol.constants import NAME_LENGTH_MAX
 from pfvol.errors import ConflictError, InvalidError, NotFoundError
+from pfvol.ids import is_id, is_name
 
 
 class Kind(IntEnum):
@@ -44,19 +44,14 @@ NOUNS = {
     Kind.SNAPSHOT: "snapshot",
 }
 
-_NAME = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{NAME_LENGTH_MAX - 1}}}")
-_EXTERNAL_ID = re.compile(r"[0-9A-Fa-f]{16}")
-
 
 def check_name(name: str, kind: Kind) -> None:
     """Raises InvalidError unless ``name`` may be given to an object of this kind."""
-    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+    if not isinstance(name, str) or not is_name(name):
         raise InvalidError(
             f"{name!r} cannot name the {NOUNS[kind]}: use 1 to {NAME_LENGTH_MAX} characters "
-            "of A-Z a-z 0-9 _ . - that do not start with . or -",
+            "of A-Z a-z 0-9 _ . - that do not start with . or -, and are not 16 hex digits as an id is",
         )
-    if _EXTERNAL_ID.fullmatch(name):
-        raise InvalidError(f"{name!r} cannot name the {NOUNS[kind]}: 16 hex digits are an id")
 
 
 def external_id(state: State, kind: Kind, number: int) -> str:
@@ -69,7 +64,7 @@ def resolve(state: State, kind: Kind, reference: str, *, pd_id: int | None = Non
     A pool's name is unique within its protection domain only; ``pd_id`` says which one is meant. Raises NotFoundError,
     or ConflictError when a pool's name is not enough.
     """
-    if _EXTERNAL_ID.fullmatch(reference):
+    if is_id(reference):
         number = int(reference[8:], 16)
         known = getattr(state, TABLES[kind])
         if reference.lower() == external_id(state, kind, number) and number in known:

@@ -71,8 +71,8 @@ class Membership:
                 return node.node
         return name
 
-    def drop(self, session: Session) -> tuple[int | None, int | None]:
-        """Forgets what hangs on a session that has ended: the SDS and the SDC that were on it."""
+    def drop(self, session: Session) -> None:
+        """Forgets what hangs on a session that has ended: the node, and the SDS or the SDC that were on it."""
         for name, node in list(self.nodes.items()):
             if node.session is session:
                 del self.nodes[name]
@@ -82,7 +82,6 @@ class Membership:
             del self.sds[sds_id]
         if sdc_id is not None:
             del self.sdc[sdc_id]
-        return sds_id, sdc_id
 
     def sds_sessions(self) -> Iterator[tuple[int, Session]]:
         for sds_id, runtime in list(self.sds.items()):

@@ -6,14 +6,16 @@ it registers again it doubts all that it knew. ``run`` owns what goes on in the 
 state itself, so that a restart of the MDM forgets none of it: SDSs that are gone become DOWN, deleted volumes are
 purged until each SDS has confirmed.
 
-Atomic because no await stands between: from ``manager.execute`` (which answers with the new state) to the first call of
-each follower, only tasks are started.
+Commands may follow one another faster than SDSs confirm them, and an SDS handles requests concurrently. So what is told
+again and again of one thing (a volume, the reservations) is told by one task at a time, each time as it is by then:
+what an SDS was told last is never older than what it was told before.
 """
 
 from __future__ import annotations
 
 import math
 import struct
+import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -24,8 +26,8 @@ from mdm import commands
 from mdm.commands import Command
 from mdm.manager import Manager, Outcome
 from mdm.membership import Membership, peers_of
-from mdm.model import SdsState, State
-from mdm.verify import Answer, VerifyReport, check_copies, check_placement
+from mdm.model import SdsState, State, Volume
+from mdm.verify import Answer, VerifyReport, check_copies, check_placement, is_answer
 from pfvol.constants import (
     CHUNK_SIZE_BYTES,
     HEARTBEAT_SECONDS,
@@ -63,6 +65,9 @@ class Orchestrator:
         self.membership = membership
         self._wake = trio.Event()
         self._purge_asked: dict[tuple[int, int], float] = {}
+        self._reserving = trio.Lock()
+        self._telling: weakref.WeakValueDictionary[int, trio.Lock] = weakref.WeakValueDictionary()
+        """Per volume, for as long as somebody holds it or waits for it."""
         self._follow: Mapping[type, Followers] = {
             commands.AddSds: self._after_add_sds,
             commands.RemoveSds: self._after_remove_sds,
@@ -130,63 +135,68 @@ class Orchestrator:
 
     async def _after_create(self, _: Any, outcome: Outcome) -> None:
         if outcome.state.volumes[outcome.result].thick:
-            await self._reserve(outcome.state)
+            await self._reserve()
 
     async def _after_extend(self, command: commands.ExtendVolume, outcome: Outcome) -> None:
         """SDSs first: an SDC that knows the new size writes there at once."""
         if outcome.state.volumes[command.volume_id].thick:
-            await self._reserve(outcome.state)
-        await self._tell_volume(outcome.state, command.volume_id)
+            await self._reserve()
+        await self._tell_volume(outcome.state.volumes[command.volume_id])
         await self._tell_mapped(outcome.state, command.volume_id)
 
     async def _after_delete(self, command: commands.DeleteVolume, outcome: Outcome) -> None:
         self.wake()
-        await self._reserve(outcome.state)
+        await self._reserve()
 
     async def _after_map(self, command: commands.MapVolume, outcome: Outcome) -> None:
-        await self._tell_volume(outcome.state, command.volume_id)
+        await self._tell_volume(outcome.state.volumes[command.volume_id])
         await self._tell_sdc(command.sdc_id)
 
     async def _after_unmap(self, command: commands.UnmapVolume, outcome: Outcome) -> None:
         """Answered when no SDS lets the SDC in any more."""
-        params = {"volume_id": command.volume_id, "sdc_id": command.sdc_id}
-        await self._ask_holders(outcome.state, command.volume_id, "volume.revoked", params)
-        await self._tell_volume(outcome.state, command.volume_id)
+        await self._tell_volume(outcome.state.volumes[command.volume_id], revoked_sdc_id=command.sdc_id)
         await self._tell_sdc(command.sdc_id)
 
     async def _after_pool_update(self, command: commands.UpdatePool, outcome: Outcome) -> None:
         for volume in outcome.state.volumes_of(command.pool_id):
-            await self._tell_volume(outcome.state, volume.volume_id)
+            await self._tell_volume(volume)
 
     # -- what others are told
 
-    async def _tell_volume(self, state: State, volume_id: int) -> None:
-        params = {"volume_id": volume_id, "info": volume_info(state, volume_id)}
-        await self._ask_holders(state, volume_id, "volume.changed", params)
+    async def _tell_volume(self, volume: Volume, *, revoked_sdc_id: int | None = None) -> None:
+        """Each connected SDS that has chunks of the volume puts out the SDC, then learns the volume as it is now."""
+        volume_id = volume.volume_id
+        async with self._telling.setdefault(volume_id, trio.Lock()):
+            params: Params
+            if revoked_sdc_id is not None:
+                params = {"volume_id": volume_id, "sdc_id": revoked_sdc_id}
+                await self._ask_holders(self.manager.state.volumes.get(volume_id, volume), "volume.revoked", params)
+            state = self.manager.state
+            if volume_id in state.volumes:  # Else it was deleted meanwhile.
+                params = {"volume_id": volume_id, "info": volume_info(state, volume_id)}
+                await self._ask_holders(state.volumes[volume_id], "volume.changed", params)
 
-    async def _reserve(self, state: State) -> None:
-        async with trio.open_nursery() as nursery:
+    async def _reserve(self) -> None:
+        async with self._reserving, trio.open_nursery() as nursery:
+            state = self.manager.state
             for sds_id, session in self.membership.sds_sessions():
                 if sds_id in state.sds:
                     params = {"slots": state.sds[sds_id].thick_slots}
                     nursery.start_soon(self._ask, session, "reserved", params)
 
-    async def _ask_holders(self, state: State, volume_id: int, method: str, params: Params) -> None:
+    async def _ask_holders(self, volume: Volume, method: str, params: Params) -> None:
         """Asks each connected SDS that has chunks of a volume, all at once."""
-        volume = state.volumes[volume_id]
         async with trio.open_nursery() as nursery:
             for sds_id, session in self.membership.sds_sessions():
                 if volume.uses(sds_id):
                     nursery.start_soon(self._ask, session, method, params)
 
-    async def _ask(self, session: Session, method: str, params: Params) -> bool:
+    async def _ask(self, session: Session, method: str, params: Params) -> None:
         try:
             await session.call(method, params, timeout=RPC_TIMEOUT_SECONDS)
         except Error as error:
             _log.warning("an SDS did not confirm", peer=str(session.peer), method=method, reason=error.message)
             session.close(f"{method} was not confirmed: {error.message}")
-            return False
-        return True
 
     async def _tell_mapped(self, state: State, volume_id: int) -> None:
         for mapping in state.volumes[volume_id].mappings:
@@ -300,7 +310,11 @@ class Orchestrator:
             async with trio.open_nursery() as nursery:
                 for window in windows:
                     count = min(VERIFY_CHUNKS_PER_CALL, volume.chunks - window)
-                    nursery.start_soon(self._verify_window, volume_id, window, count, answers)
+                    # Not in the task: a NotFoundError has to come out of here as itself and not in a group.
+                    holders = {sds for chunk in range(window, window + count) for sds in self._copies(volume_id, chunk)}
+                    answers[window] = {}
+                    for sds_id in holders:
+                        nursery.start_soon(self._verify_window, sds_id, volume_id, window, count, answers[window])
             for window in windows:
                 for chunk in range(window, min(window + VERIFY_CHUNKS_PER_CALL, volume.chunks)):
                     of_chunk = {sds_id: rows and rows[chunk - window] for sds_id, rows in answers[window].items()}
@@ -308,19 +322,10 @@ class Orchestrator:
         return report
 
     async def _verify_window(
-        self, volume_id: int, first: int, count: int, answers: dict[int, dict[int, list[Answer] | None]]
+        self, sds_id: int, volume_id: int, first: int, count: int, answers: dict[int, list[Answer] | None]
     ) -> None:
-        """Asks every SDS that has one of these chunks about all of them: the others cost it next to nothing."""
-        holders = {sds_id for chunk in range(first, first + count) for sds_id in self._copies(volume_id, chunk)}
-        found: dict[int, list[Answer] | None] = {}
-
-        async def ask(sds_id: int) -> None:
-            found[sds_id] = await self._ask_verify(sds_id, volume_id, first, count)
-
-        async with trio.open_nursery() as nursery:
-            for sds_id in sorted(holders):
-                nursery.start_soon(ask, sds_id)
-        answers[first] = found
+        """Asks an SDS that has one of these chunks about all of them: the others cost it next to nothing."""
+        answers[sds_id] = await self._ask_verify(sds_id, volume_id, first, count)
 
     async def _verify_chunk(
         self, report: VerifyReport, volume_id: int, chunk: int, answers: Mapping[int, Answer | None]
@@ -355,8 +360,7 @@ class Orchestrator:
         except Error as error:
             _log.warning("an SDS cannot verify", peer=str(runtime.session.peer), reason=error.message)
             return None
-        well_formed = isinstance(rows, list) and len(rows) == count
-        if not well_formed or any(not isinstance(row, list) or len(row) != 3 for row in rows):
+        if not isinstance(rows, list) or len(rows) != count or not all(is_answer(row) for row in rows):
             _log.error("an SDS answers verify with something else", peer=str(runtime.session.peer))
             return None
         return list(rows)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mdm.model import State
 from pfvol.constants import CHUNK_BLOCKS
@@ -20,7 +21,7 @@ TAG_UNKNOWN = 1 << 62
 NEVER_WRITTEN = (0, 0, TAG_HOLE)
 DIFFERENCES_KEPT_MAX = 1000  # in a report; all are counted
 
-Answer = Sequence[object]
+Answer = Sequence[Any]
 Tag = tuple[int, int, int]
 
 
@@ -50,8 +51,19 @@ class VerifyReport:
             self.differences.append(difference)
 
 
+def is_answer(row: object) -> bool:
+    """Whether an SDS may answer this: a chunk that is not present has nothing, else both fields are whole."""
+    match row:
+        case [False, _, _]:
+            return True
+        case [True, bytes(tags), bytes(bad)]:
+            return len(tags) == CHUNK_BLOCKS * TAG.size and len(bad) == CHUNK_BLOCKS // 8
+    return False
+
+
 def check_copies(report: VerifyReport, chunk: int, answers: Mapping[int, Answer | None]) -> None:
-    """Adds one chunk to ``report``. ``answers``: of each SDS that the map names; None from one that cannot be asked."""
+    """Adds one chunk to ``report``. ``answers`` (see ``is_answer``): of each SDS that the map names, None from one that
+    cannot be asked."""
     report.chunks += 1
     copies: dict[int, list[Tag]] = {}
     for sds_id, answer in answers.items():
@@ -59,8 +71,8 @@ def check_copies(report: VerifyReport, chunk: int, answers: Mapping[int, Answer 
             report.add(Difference(chunk, "copy unavailable", "its SDS does not answer", sds_id=sds_id))
             continue
         present, tags, bad = answer
-        copies[sds_id] = list(TAG.iter_unpack(tags)) if present and isinstance(tags, bytes) else []
-        for block in _set_bits(bad if present and isinstance(bad, bytes) else b""):
+        copies[sds_id] = list(TAG.iter_unpack(tags)) if present else []
+        for block in _set_bits(bad if present else b""):
             report.add(Difference(chunk, "bad bytes", "the stored bytes do not match their tag", block, sds_id))
         for block, tag in enumerate(copies[sds_id]):
             if tag[2] & TAG_UNKNOWN or tag == (0, 0, 0):

@@ -18,6 +18,7 @@ from mdm.identity import Kind, external_id, resolve
 from mdm.model import FaultSet, Health, Pool, ProtectionDomain, Sdc, Sds, SdsState, State, Volume
 from mdm.verify import Difference, VerifyReport
 from pfvol import __version__
+from pfvol.config import Address, format_address
 from pfvol.constants import (
     BLOCK_SIZE_BYTES,
     CHUNK_SIZE_BYTES,
@@ -374,9 +375,5 @@ class View:
 _SYSTEM_SUMS = ("total_capacity", "used_capacity", "free_capacity")
 
 
-def address(pair: tuple[str, int] | None) -> str | None:
-    """``host:port``, IPv6 hosts in brackets."""
-    if pair is None:
-        return None
-    host, port = pair
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def address(pair: Address | None) -> str | None:
+    return None if pair is None else format_address(pair)

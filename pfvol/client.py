@@ -108,12 +108,20 @@ def _endpoint_of_config(path: Path, token: str | None) -> Endpoint:
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot use configuration file {path}: {error}") from error
     mdm, node, cluster = (config.get(name, {}) for name in ("mdm", "node", "cluster"))
-    address = str(cluster.get("mdm", ""))
-    host = address.rpartition(":")[0] or "127.0.0.1"
+    if not all(isinstance(table, dict) for table in (mdm, node, cluster)):
+        raise ConfigError(f"{path}: [mdm], [node] and [cluster] must be tables")
+    host = str(cluster.get("mdm", "")).rpartition(":")[0] or _reachable(str(node.get("bind", "")))
     if token is None and "data_dir" in node:
         with contextlib.suppress(OSError):
             token = (Path(str(node["data_dir"])) / str(node.get("name", "")) / TOKEN_FILE).read_text().strip()
     return Endpoint(api_url(f"{host}:{mdm.get('api_port', API_PORT_DEFAULT)}"), token)
+
+
+def _reachable(bind: str) -> str:
+    """The host, as in a URL, at which this machine reaches what listens on ``bind``."""
+    if bind in ("", "0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{bind}]" if ":" in bind else bind
 
 
 def error_of(status: int, body: Any) -> Error:

@@ -8,7 +8,6 @@ was expected.
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,19 +18,13 @@ from pfvol.constants import (
     API_PORT_DEFAULT,
     CONTROL_PORT_DEFAULT,
     DATA_PORT_DEFAULT,
-    DEVICE_SIZE_BYTES_DEFAULT,
-    DEVICES_PER_SDS_DEFAULT,
     NAME_LENGTH_MAX,
 )
 from pfvol.errors import ConfigError, InvalidError
-from pfvol.units import parse_size
+from pfvol.ids import is_name
 
 CAPABILITIES = ("mdm", "sds", "sdc")
-DEVICES_PER_SDS_MAX = 64
-DEVICE_SIZE_BYTES_MIN = 64 * 1024 * 1024
 CONFIG_FILE_BYTES_MAX = 1024 * 1024
-
-_NAME = re.compile(rf"(?![0-9a-f]{{16}}$)[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{NAME_LENGTH_MAX - 1}}}")
 
 Address = tuple[str, int]
 
@@ -63,13 +56,11 @@ class MdmConfig:
 
 @dataclass(frozen=True, slots=True)
 class SdsConfig:
+    """Its devices are not told here: the MDM knows them (``sds add``)."""
+
     data_port: int = DATA_PORT_DEFAULT
     advertise: str | None = None
     """The host that others reach the data port at; None: the bound one."""
-    devices: int = DEVICES_PER_SDS_DEFAULT
-    device_paths: tuple[Path, ...] = ()
-    """Directories for the devices, in order; devices beyond them live in the node's data directory."""
-    device_size_bytes: int = DEVICE_SIZE_BYTES_DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +122,11 @@ def parse(
         if key not in node:
             raise ConfigError(f"{source}: [node] {key} is missing (or give PFVOL_NODE_{key.upper()})")
     node.setdefault("data_dir", default_data_dir(environ))
-    sds = values["sds"]
-    if isinstance(devices := sds.get("devices"), tuple):
-        sds["device_paths"], sds["devices"] = devices, len(devices)
     config = Config(
         NodeConfig(**node),
         ClusterConfig(**values["cluster"]),
         MdmConfig(**values["mdm"]),
-        SdsConfig(**sds),
+        SdsConfig(**values["sds"]),
         SdcConfig(**values["sdc"]),
         LogConfig(**values["log"]),
     )
@@ -163,7 +151,7 @@ def format_address(address: Address) -> str:
 
 def check_name(text: str) -> str:
     """A legal name for a node or an object; raises ``InvalidError``."""
-    if not _NAME.fullmatch(text):
+    if not is_name(text):
         raise InvalidError(
             f"{text!r} is not a name: 1 to {NAME_LENGTH_MAX} of A-Z a-z 0-9 _ . -, not starting with . or -,"
             " and not 16 hex digits"
@@ -273,30 +261,11 @@ def _port(value: Any) -> int:
     return port
 
 
-def _devices(value: Any) -> int | tuple[Path, ...]:
-    if isinstance(value, list | tuple) or (isinstance(value, str) and not value.isdigit()):
-        paths = tuple(_path(part) for part in _list(value))
-        if not 0 < len(paths) <= DEVICES_PER_SDS_MAX or len(set(paths)) != len(paths):
-            raise ValueError(f"expected 1 to {DEVICES_PER_SDS_MAX} different directories, not {value!r}")
-        return paths
-    count = _integer(value)
-    if not 0 < count <= DEVICES_PER_SDS_MAX:
-        raise ValueError(f"expected 1 to {DEVICES_PER_SDS_MAX} devices, not {value!r}")
-    return count
-
-
-def _device_size(value: Any) -> int:
-    size = parse_size(value) if isinstance(value, str) else _integer(value)
-    if size < DEVICE_SIZE_BYTES_MIN:
-        raise ValueError(f"expected at least {DEVICE_SIZE_BYTES_MIN} bytes, not {value!r}")
-    return size
-
-
 _KEYS: dict[str, dict[str, Callable[[Any], Any]]] = {
     "node": {"name": _name, "capabilities": _capabilities, "data_dir": _path, "bind": _text},
     "cluster": {"mdm": _address, "secret_file": _optional_path},
     "mdm": {"control_port": _port, "api_port": _port},
-    "sds": {"data_port": _port, "advertise": _text, "devices": _devices, "device_size_bytes": _device_size},
+    "sds": {"data_port": _port, "advertise": _text},
     "sdc": {"mountpoint": _optional_path, "options": _any_text},
     "log": {"level": _text, "format": _text, "file": _optional_path},
 }

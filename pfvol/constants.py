@@ -8,7 +8,6 @@ SEGMENT_ENTRY_BYTES = 12
 SEGMENT_ENTRY_FORMAT = "<IHHHH"  # epoch, primary, secondary, learner, flags
 
 RPC_VERSION = 1
-WIRE_VERSION = 1
 STATE_VERSION = 1
 
 DEVICES_PER_SDS_DEFAULT = 5

@@ -36,7 +36,8 @@ from typing import Any
 import pfvol
 from pfvol import childprocess
 from pfvol.client import Client, Endpoint
-from pfvol.constants import DEVICE_SIZE_BYTES_DEFAULT, DEVICES_PER_SDS_DEFAULT, NAME_LENGTH_MAX, STATE_VERSION
+from pfvol.config import check_name
+from pfvol.constants import DEVICE_SIZE_BYTES_DEFAULT, DEVICES_PER_SDS_DEFAULT, STATE_VERSION
 from pfvol.errors import (
     ConfigError,
     ConflictError,
@@ -147,7 +148,7 @@ def add_node(
         raise InvalidError(
             "a local cluster has one MDM, and each mount is its own SDC: a node that is added can only be sds"
         )
-    _check_name(name)
+    check_name(name)
     with _existing(data_dir) as document:
         if any(node["name"] == name for node in document["nodes"]):
             raise ConflictError(f"there is a node {name} already")
@@ -203,12 +204,6 @@ def _check_shape(sds: int, fault_sets: int, devices: int, device_size_bytes: int
         raise InvalidError(f"an SDS has 1 to {DEVICES_MAX} devices, not {devices}")
     if device_size_bytes < 64 * 1024**2:
         raise InvalidError("a device has at least 64 MiB")
-
-
-def _check_name(name: str) -> None:
-    legal = 0 < len(name) <= NAME_LENGTH_MAX and name[0] not in ".-"
-    if not legal or not all(letter.isascii() and (letter.isalnum() or letter in "_.-") for letter in name):
-        raise InvalidError(f"{name!r} is no name: 1 to {NAME_LENGTH_MAX} of A-Z a-z 0-9 _ . -, first not . or -")
 
 
 def _plan(data_dir: Path, sds: int, fault_sets: int, devices: int, device_size_bytes: int, bare: bool) -> Document:
@@ -354,13 +349,16 @@ def _save(document: Document) -> None:
 def _write_private(path: Path, text: str | bytes) -> None:
     content = text.encode() if isinstance(text, str) else text
     temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, content)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 @contextmanager
@@ -460,8 +458,7 @@ def _configuration(document: Document, node: Document) -> str:
         f"secret_file = {json.dumps(str(Path(document['data_dir']) / 'secret'))}",
     ]
     if node["sds"]:
-        lines += ["[sds]", f"data_port = {_ports(node)[0]}", f"devices = {document['devices']}"]
-        lines += [f"device_size_bytes = {document['device_size_bytes']}"]
+        lines += ["[sds]", f"data_port = {_ports(node)[0]}"]
     else:
         lines += ["[mdm]", f"control_port = {_ports(node)[0]}", f"api_port = {_ports(node)[1]}"]
     return "\n".join(lines) + "\n"

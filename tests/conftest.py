@@ -3,7 +3,8 @@
 - ``cluster``: one running cluster for the whole session (three SDSs): make volumes of your own in it, break nothing;
 - ``fresh_cluster``: a factory of clusters for one test, to be broken at will;
 - ``mounted``: a factory of mounts, gone after the test;
-- ``cli``: the command line as a process.
+- ``cli``: the command line as a process;
+- ``root``: fails the test if it is not run as root.
 """
 
 from __future__ import annotations
@@ -121,6 +122,13 @@ def _await_volumes(mount: Any, volumes: tuple[str, ...]) -> None:
     from tests.support.waiting import poll_until
 
     poll_until(lambda: set(volumes) <= set(os.listdir(mount.path)), what=f"{volumes} in {mount.path}")
+
+
+@pytest.fixture
+def root() -> None:
+    """For what the kernel lets root alone do. A test that cannot be run has not passed."""
+    if os.geteuid() != 0:
+        pytest.fail("only root may mount, attach loop devices and set up a page cache: run the suite as root", False)
 
 
 @pytest.fixture

@@ -25,6 +25,6 @@ class Store(Protocol):
         """
 
     def events(self, *, since: datetime | None, type: EventType | None, limit: int) -> list[Event]:
-        """The last ``limit`` events that match, oldest first."""
+        """The last ``limit`` events that match, oldest first; raises DeviceError when they cannot be read."""
 
     def close(self) -> None: ...

@@ -127,12 +127,15 @@ class SqliteStore:
             raise
 
     def events(self, *, since: datetime | None, type: EventType | None, limit: int) -> list[Event]:
-        rows = self._connection.execute(
-            "SELECT body FROM events WHERE (?1 IS NULL OR time_us >= ?1) AND (?2 IS NULL OR type = ?2)"
-            " ORDER BY event_id DESC LIMIT ?3",
-            (None if since is None else _microseconds(since), None if type is None else type.value, limit),
-        )
-        return [decode(Event, body) for (body,) in rows][::-1]
+        try:
+            rows = self._connection.execute(
+                "SELECT body FROM events WHERE (?1 IS NULL OR time_us >= ?1) AND (?2 IS NULL OR type = ?2)"
+                " ORDER BY event_id DESC LIMIT ?3",
+                (None if since is None else _microseconds(since), None if type is None else type.value, limit),
+            )
+            return [decode(Event, body) for (body,) in rows][::-1]
+        except (sqlite3.Error, CodecError) as error:
+            raise DeviceError(f"the events in {self.path} cannot be read: {error}") from error
 
     def close(self) -> None:
         self._connection.close()

@@ -9,7 +9,7 @@ from mdm import commands
 from mdm.events import EventType
 from mdm.identity import Kind, check_name
 from mdm.model import Device, FaultSet, ProtectionDomain, Sdc, SdcSession, Sds, SdsState
-from mdm.transition.checks import choice, text, whole
+from mdm.transition.checks import choice, host, host_or_address, text, whole
 from mdm.transition.draft import Draft
 from pfvol.constants import CHUNK_SIZE_BYTES, DEVICES_PER_SDS_DEFAULT, VOLUME_SIZE_BYTES_MAX
 from pfvol.errors import ConflictError, InvalidError
@@ -35,7 +35,7 @@ def add_sds(draft: Draft, command: commands.AddSds) -> int:
         name=command.name,
         fault_set_id=command.fault_set_id,
         node=node,
-        ip=None if command.ip is None else text("an address", command.ip),
+        ip=None if command.ip is None else host_or_address("an SDS's ip", command.ip),
         state=SdsState.DOWN,
         devices=_planned_devices(command),
         created_at=draft.now,
@@ -95,7 +95,7 @@ def set_sds_state(draft: Draft, command: commands.SetSdsState) -> None:
 def add_sdc(draft: Draft, command: commands.AddSdc) -> int:
     sdc_id = draft.next_id(Kind.SDC)
     draft.take_name(Kind.SDC, command.name, sdc_id)
-    ip = None if command.ip is None else text("an address", command.ip)
+    ip = None if command.ip is None else host("an SDC's ip", command.ip)
     draft.put("sdc", sdc_id, Sdc(sdc_id=sdc_id, name=command.name, ip=ip, created_at=draft.now))
     draft.event(EventType.SDC_ADD, f"SDC {command.name} added", sdc_id=sdc_id)
     return sdc_id

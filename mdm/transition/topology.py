@@ -13,6 +13,7 @@ from mdm.transition import nodes, volumes
 from mdm.transition.checks import RATE_MAX, choice, text, whole
 from mdm.transition.draft import Draft
 from pfvol.errors import ConflictError, InvalidError
+from pfvol.units import format_size
 
 POOL_CAPACITY_BYTES_MAX = 2**60
 REBUILD_DELAY_SECONDS_MAX = 7 * 24 * 3600
@@ -109,7 +110,8 @@ def update_pool(draft: Draft, command: commands.UpdatePool) -> None:
     wanted = _wanted(command)
     if wanted.get("capacity_bytes", pool.capacity_bytes) < pool.thick_bytes:
         raise ConflictError(
-            f"pool {pool.name} has {pool.thick_bytes} bytes reserved by thick volumes: its capacity cannot be less"
+            f"pool {pool.name} has {format_size(pool.thick_bytes)} reserved by thick volumes: "
+            "its capacity cannot be less"
         )
     new = replace(pool, **wanted)
     if new == pool:

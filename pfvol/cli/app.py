@@ -19,8 +19,9 @@ import typer
 from typer.core import TyperGroup
 
 from pfvol import __version__
-from pfvol.cli.context import Settings, default_data_dir
+from pfvol.cli.context import Settings
 from pfvol.cli.output import Output
+from pfvol.config import default_data_dir
 from pfvol.errors import EXIT_BUG, EXIT_USAGE, Error
 
 EXIT_INTERRUPTED = 130

@@ -14,14 +14,8 @@ import typer
 
 from pfvol.cli.output import Output
 from pfvol.client import Client, find_endpoint
+from pfvol.config import default_data_dir
 from pfvol.units import parse_size
-
-
-def default_data_dir() -> Path:
-    """``/var/lib/pfvol`` for root, ``$XDG_STATE_HOME/pfvol`` otherwise."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/pfvol")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "pfvol"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import trio
 
 from pfvol.config import Address
 from pfvol.constants import HANDSHAKE_TIMEOUT_SECONDS
-from pfvol.errors import ConflictError, Error
+from pfvol.errors import ConflictError, Error, TimedOutError
 from pfvol.log import get_logger
 from pfvol.rpc import hello, transport
 from pfvol.rpc.messages import Params
@@ -87,6 +87,8 @@ class Server:
             # Each step has its own limit too; this one is for all of them together.
             with trio.fail_after(2 * HANDSHAKE_TIMEOUT_SECONDS):
                 peer = await hello.greet_client(connection, secret=self._secret, cluster_id=self._cluster_id)
+        except trio.TooSlowError:
+            raise TimedOutError("the handshake was not finished in time") from None
         finally:
             self._handshakes -= 1
         session: Session

@@ -7,6 +7,7 @@ never an ``OSError``.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ async def listen(host: str, port: int) -> trio.SocketListener:
         listeners = await trio.open_tcp_listeners(port, host=host or None, backlog=BACKLOG_CONNECTIONS)
     except OSError as error:
         where = format_address((host, port))
-        if _errno(error) == "EADDRINUSE":
+        if error.errno == errno.EADDRINUSE:
             raise ConflictError(
                 f"{where} is in use by another program: stop it (ss -ltnp shows it) or choose another port"
             ) from error
@@ -111,12 +112,6 @@ def _mapped(where: str) -> Iterator[None]:
         raise UnreachableError(f"the connection to {where} is closed") from error
     except OSError as error:
         raise UnreachableError(f"cannot connect to {where}: {error.strerror or error}") from error
-
-
-def _errno(error: OSError) -> str:
-    import errno
-
-    return errno.errorcode.get(error.errno or 0, "")
 
 
 def _set_options(sock: trio.socket.SocketType) -> None:

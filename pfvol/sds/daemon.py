@@ -56,7 +56,6 @@ class Sds:
         if not self._mdm_address[1]:
             raise ConfigError("[cluster] mdm is missing: the MDM's control port is not known beforehand here")
         self._data_address: tuple[str, int] = ("", 0)
-        self._http_address: tuple[str, int] | None = None
         self._server: Server | None = None
         self._target: Target | None = None
         self._admitted = False
@@ -256,8 +255,12 @@ class Sds:
     async def _register_again(self) -> None:
         assert self._session is not None
         # On the session, not on whichever there will be: should this one break now, the next one registers anyway.
-        with contextlib.suppress(Error):
-            await self._register(self._session)
+        session = self._session
+        try:
+            await self._register(session)
+        except Error as error:
+            # As when it was made: without this the session would stay, and we on it, unregistered for good.
+            session.close(error.message)
 
     async def _rpc_peers(self, params: dict[str, Any]) -> None:
         if self._server is not None:

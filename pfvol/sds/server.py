@@ -48,6 +48,7 @@ VERIFY_CHUNKS_MAX: Final = 32
 VERIFY_TIMEOUT_SECONDS: Final = 60.0
 BARRIER_TIMEOUT_SECONDS: Final = 5.0
 PURGED_MAX: Final = 65536
+LOGGED_AGAIN_SECONDS: Final = 10.0  # of what a client may bring about over and over; in between it is for debugging
 
 Verified = tuple[bool, bytes, bytes]
 
@@ -68,6 +69,8 @@ class Server:
         self._segment_locks: dict[int, trio.Lock] = {}
         self._mapped_at: dict[int, dict[int, float]] = {}  # volume -> segment -> when the engine was told of it
         self._capabilities_waiting = 0
+        self._warned_at: dict[int, float] = {}  # connection -> when a refusal was last a warning
+        self._full_said_at = float("-inf")
         self._verifying = trio.CapacityLimiter(1)
         self._tokens = 0
         self._answers: dict[int, tuple[trio.Event, list[Verified]]] = {}
@@ -77,7 +80,6 @@ class Server:
         self._events: dict[str, Callable[..., None]] = {
             "capability": self._on_capability,
             "map_miss": self._on_map_miss,
-            "volume_miss": self._on_volume_miss,
             "client_closed": self._on_client_closed,
             "peer_closed": self._on_peer_closed,
             "peer_synced": self._on_peer_synced,
@@ -87,7 +89,6 @@ class Server:
             "purged": self._on_purged,
             "no_space": self._on_no_space,
             "repair_needed": self._on_repair_needed,
-            "stopped": self._on_stopped,
         }
         self.failed_devices: dict[int, str] = {}
 
@@ -226,21 +227,20 @@ class Server:
         self._target.grant(conn_id, request_id, volume_id, write=write, expires_boot_ns=max(expires_boot_ns, 0))
 
     def _refuse(self, conn_id: int, request_id: int, volume_id: int, status: int, reason: str) -> None:
-        self._log.warning("capability refused", volume=volume_id, sdc=self._clients.sdc_of(conn_id), reason=reason)
+        sdc_id, now = self._clients.sdc_of(conn_id), trio.current_time()
+        log = self._log.debug
+        if sdc_id is not None and now - self._warned_at.get(conn_id, float("-inf")) >= LOGGED_AGAIN_SECONDS:
+            self._warned_at[conn_id] = now
+            log = self._log.warning
+        log("capability refused", volume=volume_id, sdc=sdc_id, reason=reason)
         self._target.refuse(conn_id, request_id, volume_id, status)
 
     def _on_map_miss(self, volume_id: int, segment: int) -> None:
         self._spawn(self._answer_miss, volume_id, segment)
 
-    def _on_volume_miss(self, volume_id: int) -> None:
-        info = self._volumes.get(volume_id)
-        if info is None:
-            self._spawn(self._relearn, volume_id)
-        else:
-            self._set_volume(volume_id, info)
-
     def _on_client_closed(self, conn_id: int, sdc_id: int, reason: str) -> None:
         self._clients.closed(conn_id)
+        self._warned_at.pop(conn_id, None)
         self._log.info("SDC disconnected", sdc=sdc_id, reason=reason)
 
     def _on_peer_closed(self, conn_id: int, sds_id: int, outgoing: bool, reason: str) -> None:
@@ -269,15 +269,14 @@ class Server:
             self._purged.append(volume_id)
 
     def _on_no_space(self, volume_id: int, chunk: int) -> None:
-        self._log.error("no space left for a chunk", volume=volume_id, chunk=chunk)
+        log, now = self._log.debug, trio.current_time()
+        if now - self._full_said_at >= LOGGED_AGAIN_SECONDS:
+            self._full_said_at = now
+            log = self._log.error
+        log("no space left for a chunk", volume=volume_id, chunk=chunk)
 
     def _on_repair_needed(self, volume_id: int, chunk: int, block: int, reason: str) -> None:
         self._log.error("stored block is bad", volume=volume_id, chunk=chunk, block=block, reason=reason)
-
-    def _on_stopped(self) -> None:
-        # Only Target.stop makes the engine end, and that is called after this task: anything else is a failure of the
-        # engine.
-        raise RuntimeError("the engine has stopped by itself")
 
     # -- learning of volumes
 

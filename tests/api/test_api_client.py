@@ -197,3 +197,20 @@ def test_damaged_cluster_file(tmp_path: Path, content: str) -> None:
 def test_addresses_that_are_none(text: str) -> None:
     with pytest.raises(ConfigError):
         api_url(text)
+
+
+@pytest.mark.parametrize(
+    ("bind", "host"), [("10.0.0.7", "10.0.0.7"), ("::1", "[::1]"), ("0.0.0.0", "127.0.0.1"), (None, "127.0.0.1")]
+)
+def test_the_api_of_an_mdms_own_configuration_is_where_it_listens(tmp_path: Path, bind: str | None, host: str) -> None:
+    config = tmp_path / "node.toml"
+    config.write_text("[node]\n" + (f'bind = "{bind}"\n' if bind else ""))
+    found = find_endpoint(api=None, mdm=None, token=None, data_dir=tmp_path, config=config)
+    assert found.url == f"http://{host}:8000"
+
+
+def test_a_configuration_that_is_no_tables_is_told_so(tmp_path: Path) -> None:
+    config = tmp_path / "node.toml"
+    config.write_text("mdm = 3\n")
+    with pytest.raises(ConfigError, match="must be tables"):
+        find_endpoint(api=None, mdm=None, token=None, data_dir=tmp_path, config=config)

@@ -28,7 +28,7 @@ CHECK = {"ext4": ["e2fsck", "-f", "-n"], "xfs": ["xfs_repair", "-n"]}
 
 MakeVolume = Callable[..., str]
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may attach loop devices and mount them")
+pytestmark = pytest.mark.usefixtures("root")
 
 
 def tool(*words: str | Path, timeout_seconds: float = 50) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,33 @@ async def test_an_sdc_is_told_of_its_volumes_and_gets_signed_capabilities(tmp_pa
         assert (await sdc.call("sdc.volumes"))["volumes"] == []
 
 
+async def test_an_sds_that_is_slow_is_never_told_of_a_volume_as_it_was(tmp_path: Path) -> None:
+    """It handles requests concurrently: the second is put when the first is answered, and tells what is true then."""
+    async with cluster(tmp_path) as (mdm, _made, all_sds):
+        await make_volume(mdm)
+        for name in ("c1", "c2"):
+            await mdm.client.post("/sdc/add", name=name)
+        slow = all_sds[0]
+        go_on = trio.Event()
+        slow.answers["volume.changed"] = lambda _: go_on.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: mdm.client.post("/vol/map", volume_id="v", sdc_id="c1"))
+            await slow.wait_told("volume.changed")
+            nursery.start_soon(lambda: mdm.client.post("/vol/unmap", volume_id="v", sdc_id="c1"))
+            nursery.start_soon(lambda: mdm.client.post("/vol/map", volume_id="v", sdc_id="c2"))
+
+            async def both_are_durable() -> bool:
+                mappings = (await mdm.client.get("/vol/v"))["mappings"]
+                return [mapping["sdc_name"] for mapping in mappings] == ["c2"]
+
+            await poll_until_async(both_are_durable)
+            assert (len(slow.told("volume.changed")), slow.told("volume.revoked")) == (1, [])
+            go_on.set()
+        assert len(slow.told("volume.revoked")) == 1
+        first, *later = [[sdc for sdc, _, _ in told["info"]["mappings"]] for told in slow.told("volume.changed")]
+        assert (first, later) == ([1], [[2], [2]])
+
+
 async def test_each_session_of_an_sdc_has_a_higher_incarnation_also_over_restarts(tmp_path: Path) -> None:
     incarnations = []
     for _ in range(2):
@@ -404,7 +432,10 @@ async def test_verify_tells_what_differs_but_not_what_is_only_under_way(tmp_path
         assert problems == {(0, "copies differ"), (0, "bad bytes")}
 
 
-@pytest.mark.parametrize("answer", [None, [], [[1]] * 32, "x"])
+SHORT = [True, WRITTEN[:-16], CLEAN]
+
+
+@pytest.mark.parametrize("answer", [None, [], [[1]] * 32, [SHORT] * 32, [[True, None, None]] * 32, "x"])
 async def test_verify_says_when_a_copy_cannot_be_asked(tmp_path: Path, answer: Any) -> None:
     async with cluster(tmp_path, 2) as (mdm, _made, all_sds):
         await make_volume(mdm, size="128MiB")
@@ -412,3 +443,17 @@ async def test_verify_says_when_a_copy_cannot_be_asked(tmp_path: Path, answer: A
         all_sds[1].answers["verify"] = lambda params: answer
         report = await mdm.client.post("/vol/v/verify")
         assert {item["problem"] for item in report["problems"]} == {"copy unavailable"}
+
+
+async def test_verify_of_a_volume_that_is_deleted_meanwhile(tmp_path: Path) -> None:
+    async with cluster(tmp_path, 2) as (mdm, _made, all_sds):
+        await make_volume(mdm)
+
+        async def deleted_first(params: dict[str, Any]) -> list[Any]:
+            with suppress(NotFoundError):
+                await mdm.client.delete("/vol/v")
+            return [[False, None, None]] * params["count"]
+
+        all_sds[0].answers["verify"] = deleted_first
+        with pytest.raises(NotFoundError):
+            await mdm.client.post("/vol/v/verify")

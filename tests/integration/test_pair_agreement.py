@@ -78,6 +78,13 @@ async def send_write(client: DataClient, data: bytes = DATA, flags: int = 0) -> 
     await client.send(header + body)
 
 
+async def refused_write(client: DataClient, secondary: PlayedSecondary, status: int) -> None:
+    """It is applied here, not there: the copies may differ from now on."""
+    await send_write(client)
+    await secondary.answer(await secondary.next(wire.OP_REPLICATE), status)
+    assert (await client.receive()).status == status
+
+
 async def first_write(client: DataClient, secondary: PlayedSecondary) -> None:
     """The client tries until the SDS has the map; the secondary takes the write."""
     written = trio.Event()
@@ -101,9 +108,7 @@ async def test_a_refused_block_keeps_the_chunk_out_of_service_until_it_is_taken(
     world: tuple[RunningSds, PlayedSecondary, DataClient], status: int
 ) -> None:
     _, secondary, client = world
-    await send_write(client)
-    await secondary.answer(await secondary.next(wire.OP_REPLICATE), wire.ST_BUSY)
-    assert (await client.receive()).status == wire.ST_BUSY  # applied here, not there: the chunk may differ now
+    await refused_write(client, secondary, wire.ST_BUSY)
     for _ in range(2):
         await secondary.answer(await secondary.next(wire.OP_TAGS), body=never_written())
         await secondary.answer(await secondary.next(wire.OP_PUSH), status)
@@ -127,9 +132,7 @@ async def test_tags_that_cannot_be_had_keep_the_chunk_out_of_service(
     world: tuple[RunningSds, PlayedSecondary, DataClient],
 ) -> None:
     _, secondary, client = world
-    await send_write(client)
-    await secondary.answer(await secondary.next(wire.OP_REPLICATE), wire.ST_NOT_READY)
-    assert (await client.receive()).status == wire.ST_NOT_READY
+    await refused_write(client, secondary, wire.ST_NOT_READY)
     for _ in range(2):
         await secondary.answer(await secondary.next(wire.OP_TAGS), wire.ST_NOT_READY)
         assert (await client.read(VOLUME)).status == wire.ST_NOT_READY
@@ -143,9 +146,7 @@ async def test_a_newer_block_that_cannot_be_pulled_keeps_the_chunk_out_of_servic
     world: tuple[RunningSds, PlayedSecondary, DataClient],
 ) -> None:
     _, secondary, client = world
-    await send_write(client)
-    await secondary.answer(await secondary.next(wire.OP_REPLICATE), wire.ST_BUSY)
-    assert (await client.receive()).status == wire.ST_BUSY
+    await refused_write(client, secondary, wire.ST_BUSY)
     newer = b"secondary" * 455 + b"!"
     check = struct.unpack("<I", client.body(VOLUME, 0, 0, newer)[:4])[0]
     theirs = tags.pack(check, 1, 2**61) + never_written()[16:]
@@ -193,10 +194,12 @@ async def test_the_largest_unaligned_write_reaches_both_copies(tmp_path: Path) -
     data = data[: wire.IO_SIZE_MAX]
     mdm = PlayedMdm()
     mdm.add_volume(VOLUME)
-    async with running_pair(tmp_path, mdm) as pair:
-        client = await pair.mapped_client(VOLUME, OWNER)
+    async with (
+        running_pair(tmp_path, mdm) as pair,
+        await pair.mapped_client(VOLUME, OWNER) as client,
+        await pair.two.client(OWNER) as other,
+    ):
         assert (await client.write_until_taken(VOLUME, data, offset=1000)).status == wire.ST_OK
-        other = await pair.two.client(OWNER)
         assert (await other.capability(VOLUME, mdm.map(VOLUME, OWNER))).status == wire.ST_OK
         for copy in (client, other):
             whole = await copy.read(VOLUME, 0, 0, wire.IO_SIZE_MAX + 4096)

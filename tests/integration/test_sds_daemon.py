@@ -18,7 +18,7 @@ import trio.testing
 
 from datapath import wire
 from pfvol import config as configuration
-from pfvol.errors import ConfigError, ConflictError, NotFoundError, VersionError
+from pfvol.errors import ConfigError, ConflictError, DeviceError, NotFoundError, VersionError
 from pfvol.log import get_logger
 from pfvol.node import STOP_SECONDS, Node
 from pfvol.rpc.server import Server
@@ -198,6 +198,20 @@ async def test_an_sds_that_is_not_admitted_refuses_clients_until_it_is(place: En
         mdm.admitted = True
         assert mdm.session is not None
         await mdm.session.call("sds.admitted")
+        await serves(port)
+
+
+async def test_an_admission_that_fails_is_tried_again(place: Environment) -> None:
+    """Its MDM could not write just then: the SDS must not stay connected and unregistered for good."""
+    mdm = Mdm(admitted=False)
+    async with mdm.listening(place.mdm_port), place.running() as port:
+        await until(lambda: mdm.registrations)
+        mdm.admitted, mdm.refuse = True, DeviceError("no space left on device")
+        first = mdm.session
+        assert first is not None
+        await first.call("sds.admitted")
+        await until(first.closed.is_set)
+        mdm.refuse = None
         await serves(port)
 
 

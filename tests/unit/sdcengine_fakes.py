@@ -178,6 +178,7 @@ class Rig:
         self.events: list[tuple[Any, ...]] = []
         self.done: dict[int, tuple[int, bytes]] = {}
         self.reconnect = True
+        self.refuse_opens = False
         self.answer_map = True
         self.answer_capability = True
         self.capability = b"capability"

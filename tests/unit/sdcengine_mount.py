@@ -64,6 +64,8 @@ class Names(pyfuse3.Operations):
 
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
         self.open_flags.append(flags)
+        if self.rig.refuse_opens:
+            raise pyfuse3.FUSEError(errno.EACCES)
         return pyfuse3.FileInfo(fh=inode)
 
     async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
@@ -93,6 +95,8 @@ def obey(rig: Rig, command: list[Any]) -> Any:
             sds.rule = only(getattr(wire, opcode), status, times)
     elif name == "count":
         return sum(sds.count(getattr(wire, arguments[0])) for sds in rig.sds.values())
+    elif name == "refuse_opens":
+        rig.refuse_opens = True
     elif name == "remove":
         rig.engine.remove_volume(VOLUME)
     elif name == "reset":

@@ -23,7 +23,7 @@ def parse(changes: dict[str, Any] | None = None, environ: dict[str, str] | None 
 def test_defaults_of_a_minimal_file() -> None:
     parsed = parse()
     assert parsed.cluster.mdm == ("10.0.0.1", 8010)
-    assert (parsed.sds.data_port, parsed.sds.devices, parsed.sds.device_size_bytes) == (8020, 5, 1024**3)
+    assert parsed.sds.data_port == 8020
     assert parsed.node.bind == "127.0.0.1"
 
 
@@ -44,14 +44,6 @@ def test_everything_can_come_from_the_environment() -> None:
     assert parsed.secret_file == Path("/d/secret")
 
 
-def test_devices_are_a_count_or_directories() -> None:
-    assert parse({"sds": {"devices": 3}}).sds.devices == 3
-    listed = parse({"sds": {"devices": ["/a", "/b"]}}).sds
-    assert (listed.devices, listed.device_paths) == (2, (Path("/a"), Path("/b")))
-    assert parse(environ={"PFVOL_SDS_DEVICES": "/a,/b,/c"}).sds.devices == 3
-    assert parse({"sds": {"device_size_bytes": "2GiB"}}).sds.device_size_bytes == 2 * 1024**3
-
-
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -70,11 +62,7 @@ def test_devices_are_a_count_or_directories() -> None:
         ({"mdm": {"control_port": -1}}, "[mdm] control_port"),
         ({"mdm": {"api_port": True}}, "[mdm] api_port"),
         ({"sds": {"data_port": "x"}}, "[sds] data_port"),
-        ({"sds": {"devices": 0}}, "[sds] devices"),
-        ({"sds": {"devices": 65}}, "[sds] devices"),
-        ({"sds": {"devices": ["/a", "/a"]}}, "[sds] devices"),
-        ({"sds": {"device_size_bytes": 4096}}, "[sds] device_size_bytes"),
-        ({"sds": {"device_size_bytes": "big"}}, "[sds] device_size_bytes"),
+        ({"sds": {"devices": 5}}, "[sds] devices"),
     ],
 )
 def test_a_mistake_names_file_section_and_key(changes: dict[str, Any], named: str) -> None:

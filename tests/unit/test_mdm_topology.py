@@ -188,12 +188,26 @@ def test_an_sds_capacity_is_cut_into_slots_over_its_devices() -> None:
         {"capacity_bytes": GIB, "devices": ("/a", "/a")},
         {"capacity_bytes": CHUNK, "devices": ("/a", "/b")},
         {"capacity_bytes": GIB, "node": "not a node"},
+        *({"capacity_bytes": GIB, "ip": ip} for ip in ("", "not a host", "10.0.0.256", "10.0.0.1:x", "a..b", "[::1]")),
     ],
 )
 def test_bad_sds(fields: dict[str, Any]) -> None:
     world = World()
     with pytest.raises(InvalidError):
         world.run(AddSds(pd_id=world.pd(), name="a", **fields))
+
+
+@pytest.mark.parametrize("ip", ["10.0.0.1", "10.0.0.1:8020", "::1", "[::1]:8020", "host", "a-1.example.org", "1a.b:1"])
+def test_where_an_sds_is_expected(ip: str) -> None:
+    world = World()
+    sds_id = world.run(AddSds(pd_id=world.pd(), name="a", capacity_bytes=GIB, ip=ip))
+    assert world.state.sds[sds_id].ip == ip
+
+
+def test_an_sdc_is_at_a_host_and_not_at_a_port() -> None:
+    world = World()
+    with pytest.raises(InvalidError, match="IP address or a host name"):
+        world.run(AddSdc(name="a", ip="10.0.0.1:8020"))
 
 
 def test_a_node_has_one_sds() -> None:

@@ -31,6 +31,8 @@ PUNCH, KEEP, ZERO = 2, 1, 16
 
 libc = ctypes.CDLL(None, use_errno=True)
 
+pytestmark = pytest.mark.usefixtures("root")
+
 
 class Mount:
     """The child process of sdcengine_mount.py, and its mountpoint."""
@@ -232,9 +234,26 @@ def test_other_kinds_of_fallocate_are_refused(mount: Mount) -> None:
 def test_lseek_finds_data_and_holes(mount: Mount) -> None:
     with opened(mount.vol, os.O_RDWR | os.O_DIRECT) as fd, aligned(b"d" * BLOCK) as buffer:
         os.pwritev(fd, [buffer], 9 * MIB)
-        assert os.lseek(fd, 0, os.SEEK_DATA) == 9 * MIB
+    with opened(mount.vol, os.O_RDONLY) as fd:
+        poll_until(lambda: os.lseek(fd, 0, os.SEEK_DATA) == 9 * MIB, what="the writer's release")
         assert os.lseek(fd, 9 * MIB, os.SEEK_HOLE) == 9 * MIB + BLOCK
         assert refusal(lambda: os.lseek(fd, 10 * MIB, os.SEEK_DATA)) == errno.ENXIO
+
+
+def test_no_hole_is_told_of_where_the_kernel_may_hold_dirty_pages(mount: Mount) -> None:
+    """Goal: who copies data and leaves out holes misses nothing that was written and not yet written back."""
+    with opened(mount.vol, os.O_RDONLY) as reader:
+        with opened(mount.vol, os.O_RDWR) as writer:
+            os.pwrite(writer, b"d" * 10, 9 * MIB)
+            for fd in (writer, reader):
+                assert os.lseek(fd, MIB + 1, os.SEEK_DATA) == MIB + 1
+                assert os.lseek(fd, MIB + 1, os.SEEK_HOLE) == SIZE
+                assert refusal(lambda fd=fd: os.lseek(fd, SIZE, os.SEEK_DATA)) == errno.ENXIO
+        poll_until(lambda: os.lseek(reader, MIB, os.SEEK_DATA) == 9 * MIB, what="the writer's release")
+        # An open that fails leaves no writer behind.
+        mount.tell("refuse_opens")
+        assert refusal(lambda: os.open(mount.vol, os.O_RDWR)) == errno.EACCES
+        assert os.lseek(reader, MIB, os.SEEK_DATA) == 9 * MIB
 
 
 def test_fsync_reaches_the_servers_and_close_does_not(mount: Mount) -> None:

@@ -267,6 +267,20 @@ def test_bandwidth_limit_counts_bytes_and_can_be_lifted() -> None:
         assert max(r.engine.stats()["volumes"][VOLUME]["write_histogram"]) > 0
 
 
+def test_a_volume_waits_for_its_own_limit_only() -> None:
+    """Goal: one volume that has to wait long does not make another, whose limit is reached after it, wait as long."""
+    with rig(bandwidth_limit=MIB // 8) as r:
+        slow = [r.start("write", n * MIB, data=b"l" * MIB) for n in range(2)]
+        r.until(lambda: r.sds[1].count(wire.OP_WRITE) == 1)
+        other = VOLUME + 1
+        r.engine.add_volume(other, INODE + 1, r.size, read_only=False, capability=r.capability, iops_limit=50)
+        tokens = range(100, 110)
+        for token in tokens:
+            r.engine.submit(token, "write", other, token * BLOCK, data=b"q" * BLOCK)
+        r.until(lambda: set(tokens) <= r.done.keys(), 4.0)
+        assert slow[1] not in r.done, "8 s behind the first"
+
+
 def test_stop_answers_what_is_in_flight_with_eio() -> None:
     with rig() as r:
         r.reconnect = False

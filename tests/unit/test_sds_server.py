@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 
 from datapath import wire
 from pfvol.capability import Capability, sign
@@ -200,6 +201,18 @@ async def test_a_volume_that_is_gone_is_dropped_and_refused() -> None:
         assert sds.engine.named("refuse") == [("refuse", CONN, 1, VOLUME, wire.ST_NO_VOLUME)]
 
 
+async def test_what_is_refused_over_and_over_does_not_fill_the_log() -> None:
+    async with serving() as sds:
+        with capture_logs() as lines:
+            for _ in range(5):
+                await sds.show(token(seconds=-1))
+                sds.engine.say("no_space", VOLUME, 0)
+            await sds.settle()
+    assert len(sds.engine.named("refuse")) == 5
+    assert [line["event"] for line in lines if line["log_level"] == "warning"] == ["capability refused"]
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == ["no space left for a chunk"]
+
+
 async def test_a_revocation_that_meets_the_mdms_answer_wins() -> None:
     async with serving() as sds:
         sds.mdm.add()
@@ -278,13 +291,11 @@ async def test_a_miss_of_the_engine_is_answered_when_the_mdm_is_back(autojump_cl
         sds.mdm.add()
         sds.mdm.away = True
         sds.engine.say("map_miss", VOLUME, 3)
-        sds.engine.say("volume_miss", VOLUME)
         await trio.sleep(5)
         assert sds.engine.named("set_segment", "set_volume") == []
         sds.mdm.away = False
         await trio.sleep(1)
         assert ("set_segment", VOLUME, 3, entries((1, 2))) in sds.engine.commands
-        assert sds.engine.named("set_volume") == [("set_volume", VOLUME, SEGMENT, False, False)]
 
 
 async def test_a_map_that_is_doubted_again_and_again_is_asked_for_now_and_then(

@@ -70,7 +70,8 @@ def show(demo: Demo, mountpoint: Path, scratch: Path) -> None:
     if shutil.which("fio"):
         demo.say("fio: random reads and writes, direct, 32 at a time, every block verified")
         options = ["--rw=randrw", "--bs=4k", "--size=64M", f"--offset={512 * MIB}", "--iodepth=32", "--direct=1"]
-        options += ["--ioengine=libaio", "--verify=crc32c", "--minimal", f"--output={scratch / 'fio'}"]
+        options += ["--ioengine=libaio", "--verify=crc32c", "--verify_state_save=0"]
+        options += ["--minimal", f"--output={scratch / 'fio'}"]
         demo.run("fio", "--name=demo", f"--filename={volume}", *options, timeout_seconds=FIO_TIMEOUT_SECONDS)
         print("  fio found every block as it was written")
 
@@ -102,6 +103,9 @@ def main() -> int:
         cleanup.callback(clean_up, demo, mountpoint)
         try:
             show(demo, mountpoint, scratch)
+            if not arguments.keep:
+                demo.say("unmount: the embedded cluster stops with it")
+                demo.pfvol("umount", mountpoint)
         except (DemoError, subprocess.TimeoutExpired) as error:
             print(f"\nThe demonstration failed: {error}", file=sys.stderr)
             print_logs(demo.data_dir)
@@ -112,7 +116,6 @@ def main() -> int:
             demo.say(f"left mounted at {mountpoint}; this ends it:")
             print(f"  pfvol --data-dir {demo.data_dir} umount {mountpoint} && rm -r {base}")
             return 0
-        demo.say("unmount: the embedded cluster stops with it")
     demo.say("done: nothing is left behind")
     return 0
 

@@ -156,13 +156,7 @@ class Verify(World):
     def _compare(self, file: Path, model: Path, out: Path) -> None:
         """All of the volume, read in several ways, is the plain file on which the same was done."""
         size = model.stat().st_size
-        reads: Sequence[tuple[str, ...]] = (
-            ("bs=1M", "iflag=direct"),
-            ("bs=5M",),
-            ("bs=100003", "iflag=direct"),
-            ("bs=4097",),
-        )
-        for words in reads:
+        for words in READS:
             with file.open("rb") as cached:
                 os.posix_fadvise(cached.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             run("dd", f"if={file}", f"of={out}", "status=none", *words, timeout_seconds=TOOL_SECONDS)
