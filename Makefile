@@ -5,6 +5,7 @@ VENV   ?= .venv
 MINUTES ?= 10
 ROUNDS ?= 20
 MIB ?= 256
+STATES ?= 50000
 export PYTHON
 
 RUN      := $(VENV)/bin/python
@@ -12,7 +13,7 @@ SOURCES  := setup.py $(wildcard datapath/*.pyx datapath/*.pxd datapath/*.h)
 SANITIZE := build/sanitize
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench model sanitize fuzz crash verify memory dist clean system-build system-demo \
+.PHONY: help build demo test lint bench model sanitize fuzz crash crashstates verify memory dist clean system-build system-demo \
 	system-test
 
 help:  ## this list
@@ -55,6 +56,10 @@ fuzz: build  ## random and damaged input for MINUTES=10: frames, devices, a live
 
 crash: system-demo build  ## kill -9 of a whole cluster under load, ROUNDS=20 times: is anything lost?
 	@$(RUN) -m tools.soak.killall --rounds $(ROUNDS) $(ARGS)
+
+crashstates: build  ## STATES=50000 states that a loss of power may leave on the disks, recovered; then each known mistake
+	@$(RUN) -m tests.crashstates.run --states $(STATES) $(ARGS)
+	@$(RUN) -m tests.crashstates.run --mistakes
 
 verify: system-demo build  ## fio and dd on two volumes: does what is written come back? MIB=256 of each volume
 	@$(RUN) -m tools.soak.verify --mib $(MIB) $(ARGS)

@@ -17,9 +17,7 @@ _numbers = itertools.count(1 << 40)
 class DeviceWork:
     """Gives chunks slots, writes blocks, takes slots back, commits, syncs, makes checkpoints."""
 
-    def __init__(
-        self, device: BlockDevice, recording: Recording, rng: random.Random, sds: int, *, volume: int
-    ) -> None:
+    def __init__(self, device: BlockDevice, recording: Recording, rng: random.Random, sds: int, *, volume: int) -> None:
         self.device, self.recording, self.rng, self.sds = device, recording, rng, sds
         self.volume, self.fresh = volume, itertools.count()
         self.slots = {(volume_id, chunk): slot for slot, volume_id, chunk, _ in device.used_slots()}
@@ -58,9 +56,16 @@ class DeviceWork:
         for _ in range(self.rng.randrange(1, 4)):
             block, data, number = self.rng.randrange(BLOCKS), self.rng.randbytes(BLOCK), next(_numbers)
             self.recording.mark(
-                "sent", number=number, volume=chunk[0], chunk=chunk[1], offset=block * BLOCK, length=BLOCK, data=data.hex(),
-                commit=False, copies=[self.sds],
-            )  # fmt: skip
+                "sent",
+                number=number,
+                volume=chunk[0],
+                chunk=chunk[1],
+                offset=block * BLOCK,
+                length=BLOCK,
+                data=data.hex(),
+                commit=False,
+                copies=[self.sds],
+            )
             self.device.write_block(slot, block, data, 1, next(self.count))
             self.recording.mark("acknowledged", number=number)
 

@@ -1,13 +1,14 @@
 """A disk that loses power: what may be on it after any prefix of recorded operations.
 
-The rules. What was written to a file before a sync of it began is on the disk once that sync has ended. Of everything else
-each 512-byte sector has, independently, its last durable content or any that was written to it since; the same goes for
-holes and sizes. Names (made, renamed, exchanged, removed) are their directory's content: its sync makes them durable, the
-others are there up to any one of them, in order.
+The rules. What was written to a file before a sync of it began is on the disk once that sync has ended. Of everything
+else each 512-byte sector has, independently, its last durable content or any that was written to it since; the same
+goes for holes and sizes. Names (made, renamed, exchanged, removed) are their directory's content: its sync makes them
+durable, the others are there up to any one of them, in order.
 
 ``in_place``: on a file system that overwrites where a block is, pages that were written out and waited for
 (sync_file_range) are with the disk, if their places were made durable by a sync of the file before. The next sync of a
-file of the same device has the disk empty its cache, and they are durable. Without ``in_place`` that call promises nothing.
+file of the same device has the disk empty its cache, and they are durable. Without ``in_place`` that call promises
+nothing.
 """
 
 from __future__ import annotations
@@ -18,8 +19,21 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tests.crashstates.recording import (
-    CREATE, EXCHANGE, MKDIR, PAGES_BEGIN, PAGES_END, PUNCH, RENAME, ROOT, SIZE, SYNC_BEGIN, SYNC_END, UNLINK, WRITE, Operation,
-)  # fmt: skip
+    CREATE,
+    EXCHANGE,
+    MKDIR,
+    PAGES_BEGIN,
+    PAGES_END,
+    PUNCH,
+    RENAME,
+    ROOT,
+    SIZE,
+    SYNC_BEGIN,
+    SYNC_END,
+    UNLINK,
+    WRITE,
+    Operation,
+)
 
 SECTOR: Final = 512
 PAGE: Final = 4096
@@ -92,7 +106,9 @@ class File:
                 left.append(change)
                 continue
             old = self.durable.get(change.page, ZEROS)
-            self.durable[change.page] = old[: change.first] + change.content[change.first : change.last] + old[change.last :]
+            self.durable[change.page] = (
+                old[: change.first] + change.content[change.first : change.last] + old[change.last :]
+            )
             if pages is None:
                 self.placed.add(change.page)
         self.pending = left
@@ -127,7 +143,8 @@ class File:
 
 
 def _layered(rng: random.Random, old: bytes, versions: Iterable[Change], torn: bool) -> bytes:
-    """One write over the other; torn: a sector misses any of them, but what is under the last that it has does not show."""
+    """One write over the other; torn: a sector misses any of them, but what is under the last that it has does not
+    show."""
     content = bytearray(old)
     for change in versions:
         if not torn:
@@ -135,7 +152,9 @@ def _layered(rng: random.Random, old: bytes, versions: Iterable[Change], torn: b
             continue
         for sector in range(change.first // SECTOR, -(-change.last // SECTOR)):
             if rng.random() < 0.5:  # the whole sector as it was in the cache, also when less of it was written
-                content[sector * SECTOR : (sector + 1) * SECTOR] = change.content[sector * SECTOR : (sector + 1) * SECTOR]
+                content[sector * SECTOR : (sector + 1) * SECTOR] = change.content[
+                    sector * SECTOR : (sector + 1) * SECTOR
+                ]
     return bytes(content)
 
 
@@ -271,14 +290,20 @@ class Disk:
                 self._walk(below, child)
 
     def state(self, rng: random.Random, mode: str | None = None, below: str = "") -> dict[str, tuple[Pages, int]]:
-        """Files by path: (pages, size), those below a directory only, when it is given (with its slash). ``mode`` is one of
-        MODES for all files; None: another for each, at random."""
+        """Files by path: (pages, size), those below a directory only, when it is given (with its slash). ``mode`` is
+        one of MODES for all files; None: another for each, at random."""
         out: dict[str, tuple[Pages, int]] = {}
         self._collect("", ROOT, rng, mode, out, below)
         return out
 
     def _collect(
-        self, path: str, number: int, rng: random.Random, mode: str | None, out: dict[str, tuple[Pages, int]], below: str
+        self,
+        path: str,
+        number: int,
+        rng: random.Random,
+        mode: str | None,
+        out: dict[str, tuple[Pages, int]],
+        below: str,
     ) -> None:
         node = self.nodes[number]
         if not f"{path}/".startswith(below) and not below.startswith(f"{path}/" if path else ""):

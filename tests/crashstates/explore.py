@@ -1,8 +1,9 @@
 """Goes through a recording and judges what a loss of power after each operation can leave.
 
-``Bench`` makes the files of one state and lets the product's own code recover them. ``Explorer`` takes the operations one by
-one, and after each that changes a file or a claim tries the two ends (nothing of what is not durable, all of it) and some
-of what is between. Now and then a recovery is recorded in its turn, with some work after it, and searched the same way.
+``Bench`` makes the files of one state and lets the product's own code recover them. ``Explorer`` takes the operations
+one by one, and after each that changes a file or a claim tries the two ends (nothing of what is not durable, all of it)
+and some of what is between. Now and then a recovery is recorded in its turn, with some work after it, and searched the
+same way.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ import random
 import re
 import shutil
 import traceback
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -23,6 +22,7 @@ from datapath.blockfile import BlockDevice
 from tests.crashstates.devicework import DeviceWork
 from tests.crashstates.disk import PAGE, ZEROS, Disk, Pages
 from tests.crashstates.oracle import Names, Oracle, Recovered
+from tests.crashstates.pairs import problems_of_a_cut
 from tests.crashstates.recording import MARK, SYNC_BEGIN, Operation, Recording
 
 FilesByPath = dict[str, tuple[Pages, int]]
@@ -110,7 +110,9 @@ class Bench:
     def look(self, device: str, opened: BlockDevice, lost: list[str], whole: bool) -> Recovered:
         used = {slot: (volume, chunk) for slot, volume, chunk, _ in opened.used_slots()}
         if whole:
-            lost = lost + [f"block {bad} of slot {slot} does not verify" for slot in used for bad in opened.verify_slot(slot)]
+            lost = lost + [
+                f"block {bad} of slot {slot} does not verify" for slot in used for bad in opened.verify_slot(slot)
+            ]
         return Recovered(
             used=used,
             dirty={one[:2] for one in opened.dirty},
@@ -130,8 +132,15 @@ class Findings:
     states: int = 0
     operations: int = 0
     recoveries: int = 0  # that were recorded in their turn
+    cuts: int = 0  # of one SDS of a pair
     problems: list[str] = field(default_factory=list)
-    kinds: Counter[str] = field(default_factory=Counter)
+
+    def take(self, other: Findings) -> None:
+        self.states += other.states
+        self.operations += other.operations
+        self.recoveries += other.recoveries
+        self.cuts += other.cuts
+        self.problems += other.problems
 
     def add(self, where: str, problems: list[str]) -> None:
         self.problems += [f"{where}: {problem}" for problem in problems]
@@ -139,14 +148,17 @@ class Findings:
 
 @dataclass
 class Explorer:
-    """``spread``: how many states between the two ends are tried at each operation. ``nested``: how many of the states have
-    their recovery recorded and searched too."""
+    """``spread``: how many states between the two ends are tried after an operation; ``share``: after how many operations
+    any. ``nested``: how many of the states have their recovery recorded and searched too. ``cuts``: after how many
+    operations a pair with one SDS cut is made to agree. ``in_place``: see disk.py."""
 
     bench: Bench
     rng: random.Random
     spread: float
     nested: float
+    cuts: float = 0.0
     in_place: bool = True
+    share: float = 1.0
     depth: int = 0
     findings: Findings = field(default_factory=Findings)
     limit: int = FINDINGS_SHOWN  # of findings, after which it ends
@@ -173,10 +185,12 @@ class Explorer:
                     return self.findings
                 concerned = path.startswith(oracle.root) or oracle.claims != state[1]
                 state[1] = oracle.claims
-                if concerned:
+                if concerned and (self.share == 1.0 or self.rng.random() < self.share):
                     self._around(where, disk, oracle)
                 if len(self.findings.problems) >= self.limit:
                     return self.findings
+            if len(oracles) == 2 and all(oracle.opened for oracle in oracles) and self.rng.random() < self.cuts:
+                self._cut(where, disk, oracles)
         return self.findings
 
     @staticmethod
@@ -189,7 +203,9 @@ class Explorer:
         modes += [None if self.rng.random() < 0.8 else "sectors" for _ in range(between)]
         for mode in modes if disk.undecided else modes[:1]:
             state = disk.state(self.rng, mode, oracle.root)
-            key = hash((oracle.root, oracle.claims, *((path, frozenset(state[path][0].items())) for path in sorted(state))))
+            key = hash(
+                (oracle.root, oracle.claims, *((path, frozenset(state[path][0].items())) for path in sorted(state)))
+            )
             if key in self._seen:
                 continue
             self._seen.add(key)
@@ -197,7 +213,7 @@ class Explorer:
 
     def _judge(self, where: str, state: FilesByPath, disk: Disk, oracle: Oracle) -> None:
         self.findings.states += 1
-        devices = [one for one in self.bench.devices(state)]
+        devices = self.bench.devices(state)
         if missing := oracle.opened - set(devices):
             self.findings.add(where, [f"the devices {missing} are gone"])
             return
@@ -215,6 +231,20 @@ class Explorer:
         self.findings.add(where, problems)
         if not problems and self.rng.random() < self.nested:
             self._recovery_crashes(where, state, devices, recovered, oracle)
+
+    def _cut(self, where: str, disk: Disk, oracles: list[Oracle]) -> None:
+        """One of the two hosts loses power; the other's SDS is started again."""
+        self.findings.cuts += 1
+        cut = self.rng.choice(oracles)
+        state = {}
+        for oracle in oracles:
+            state |= disk.state(self.rng, None if oracle is cut else "all", oracle.root)
+        self.bench.make(state)
+        try:
+            problems = problems_of_a_cut(self.bench.directory, len(cut.opened), oracles)
+        except Exception as error:
+            problems = [f"the pair does not come to agree: {error!r}"]
+        self.findings.add(f"{where}, SDS {cut.sds} cut", problems)
 
     def _again(self, devices: list[str], first: dict[str, Recovered]) -> list[str]:
         problems = []
@@ -240,7 +270,8 @@ class Explorer:
                 found[device] = self.bench.look(device, opened[device], summary["lost_reasons"], False)
             recording.mark("recovered")
             # On one of them: what a sync of one device promises is not known of the others.
-            DeviceWork(opened[self.rng.choice(devices)], recording, self.rng, before.sds, volume=FRESH_VOLUME).run(12)
+            volume = FRESH_VOLUME + self.depth
+            DeviceWork(opened[self.rng.choice(devices)], recording, self.rng, before.sds, volume=volume).run(12)
             for one in opened.values():
                 one.close(clean=False)
         names = Names(before.names)
@@ -250,10 +281,14 @@ class Explorer:
         oracle.reported |= set().union(*(one.dirty | one.freed for one in expected.values()))
         oracle.when_recovered = found
         deeper = Explorer(
-            Bench(self.bench.directory.with_name(f"deeper{self.depth + 1}")), self.rng, self.spread / 2, self.nested / 4,
-            self.in_place, self.depth + 1, self.findings, self.limit,
-        )  # fmt: skip
+            Bench(self.bench.directory.with_name(f"deeper{self.depth + 1}")),
+            self.rng,
+            self.spread / 2,
+            self.nested / 4,
+            0.0,
+            self.in_place,
+            depth=self.depth + 1,
+            findings=self.findings,
+            limit=self.limit,
+        )
         deeper.run(f"{where}; then recovery", recording.operations, disk, [oracle])
-
-
-Work = Callable[[Path, Recording, random.Random], None]

@@ -1,11 +1,12 @@
 """What must be true of an SDS's devices after a crash: kept up to date operation by operation, asked for each state.
 
-Of each block it knows every content that was ever written (from the recorded writes, not from what the engine says), the
-name that each tag gave it, and how far what was acknowledged has been flushed. The workload marks what it was told:
+Of each block it knows every content that was ever written (from the recorded writes, not from what the engine says),
+the name that each tag gave it, and how far what was acknowledged has been flushed. The workload marks what it was told:
 
 - ``sent``, ``acknowledged`` (a write or discard; with COMMIT it is flushed too), ``flush``, ``flushed``: of one SDS
 - ``purging``: the chunk may go from now on, and does not come back
-- ``opened``: devices are in use, under an incarnation; ``recovered``: a recovery has ended; ``forgiven``: what recovery reported need not be reported again
+- ``opened``: devices are in use, under an incarnation; ``recovered``: a recovery has ended; ``forgiven``: what recovery
+  reported need not be reported again
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from tests.crashstates.recording import MARK, PUNCH, WRITE, Operation
 
 SLOT_PAGES: Final = 1024
 TAG_BYTES: Final = 16
-SLOT_TAG_PAGES: Final = 4
 ENTRY: Final = struct.Struct("<QIIIIII")
 USED: Final = 1
 SEQ: Final = UNKNOWN - 1
@@ -125,7 +125,8 @@ class Oracle:
         table.owners = owners
 
     def _given_back(self, chunk: Chunk) -> None:
-        """Its names go with the slot. What it held does not: it has to read as zeros, so it must have been discarded."""
+        """Its names go with the slot. What it held does not: it has to read as zeros, so it must have been
+        discarded."""
         self.written.discard(chunk)
         for names in (self.name_floor, self.newest):
             for block in [one for one in names if one[:2] == chunk]:
@@ -229,11 +230,10 @@ class Oracle:
         self.claims += 1
         self.written = set().union(*(one.used.values() for one in recovered.values()))
         self.reported = set().union(*(one.dirty | one.freed for one in recovered.values()))
+        self.incarnation = max(self.incarnation, *(one.incarnation for one in recovered.values()))
         for device, one in recovered.items():
-            self.incarnation = max(self.incarnation, one.incarnation)
-            table = self.tables[device]
             for slot, owner in one.used.items():
-                for block in table.touched[slot]:
+                for block in self.tables[device].touched[slot]:
                     key = (*owner, block)
                     self.contents[key] = [one.blocks.get(slot * SLOT_PAGES + block, ZEROS)]
                     _, epoch, seq = unpack(tag_at(one.tags, slot, block))
@@ -276,6 +276,11 @@ class Oracle:
         for chunk in self.reported - reported:
             found.append(f"chunk {chunk} was reported by the last recovery and no checkpoint has ended since")
         return found
+
+    def since_acknowledged(self, block: Block) -> list[bytes]:
+        """What may show of a block as long as one host of the pair has lost nothing."""
+        reached = self._acknowledged.get(block, (0, None))[0]
+        return self.contents[block][reached:] if block in self.contents else [ZEROS]
 
     def _allowed(self, block: Block) -> list[bytes]:
         return self.contents[block][self.floor.get(block, 0) :] if block in self.contents else [ZEROS]
@@ -331,5 +336,7 @@ class Oracle:
         for other, contents in self.contents.items():
             for index, content in enumerate(contents):
                 if sector in (content[at : at + SECTOR] for at in range(0, PAGE, SECTOR)):
-                    return f"version {index} where {self.floor.get(key, 0)} was flushed" if other == key else f"of {other}"
+                    return (
+                        f"version {index} where {self.floor.get(key, 0)} was flushed" if other == key else f"of {other}"
+                    )
         return "bytes that were never written"

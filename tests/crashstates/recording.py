@@ -1,8 +1,9 @@
 """What a process does to the files below one directory, as a list: the Python side of recorder.c.
 
-``preloaded()`` starts the program again with the recorder preloaded. Then ``with Recording(directory) as recording`` records
-what this process does to files that it opens from then on, ``recording.mark`` puts an entry of its own into the stream, and
-``recording.operations`` has it all afterwards, with paths relative to the directory. Nothing of the product knows of it.
+``preloaded()`` starts the program again with the recorder preloaded. Then ``with Recording(directory) as recording``
+records what this process does to files that it opens from then on, ``recording.mark`` puts an entry of its own into the
+stream, and ``recording.operations`` has it all afterwards, with paths relative to the directory. Nothing of the product
+knows of it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def preloaded() -> None:
     compiler = os.environ.get("CC", "cc")
     subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl", "-lpthread"], check=True)
     environment = {**os.environ, "LD_PRELOAD": str(library), _LIBRARY: str(library)}
-    os.execve(sys.executable, [sys.executable, "-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]], environment)  # type: ignore[union-attr]
+    os.execve(sys.executable, [sys.executable, "-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]], environment)
+    # type: ignore[union-attr]
 
 
 def cleanup() -> None:
@@ -60,7 +62,8 @@ def cleanup() -> None:
 
 
 class Recording:
-    """Records while it is entered. ``sync_delay_us``: how long a sync takes at most; ``file_system``: what fstatfs says."""
+    """Records while it is entered. ``sync_delay_us``: how long a sync takes at most; ``file_system``: what fstatfs
+    says."""
 
     def __init__(self, directory: Path, *, sync_delay_us: int = 0, seed: int = 0, file_system: int = EXT4) -> None:
         self.directory = directory
@@ -94,4 +97,11 @@ class Recording:
                 raise AssertionError(f"a call that the recorder does not understand: {data.decode()}")
             if kind in (CREATE, MKDIR, UNLINK, RENAME, EXCHANGE):
                 data = b"\n".join(name.removeprefix(prefix) for name in data.split(b"\n"))
-            yield Operation(kind, ROOT if file == self._root else file, offset, length, data, json.loads(data) if kind == MARK else None)
+            yield Operation(
+                kind,
+                ROOT if file == self._root else file,
+                offset,
+                length,
+                data,
+                json.loads(data) if kind == MARK else None,
+            )

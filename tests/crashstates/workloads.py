@@ -1,11 +1,12 @@
 """What SDSs do while they are recorded: the real engine, a pair of them, and devices through their own methods.
 
-Each workload leaves a recording of a directory in which ``one`` and ``two`` are the SDSs. They are small: few slots, few
-blocks, but every kind of operation on the disk, in many orders.
+Each workload leaves a recording of a directory in which ``one`` and ``two`` are the SDSs. They are small: few slots,
+few blocks, but every kind of operation on the disk, in many orders.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -64,9 +65,16 @@ class Cluster:
     ) -> None:
         number, data = next(self.numbers), None if discard else self.rng.randbytes(length)
         self.recording.mark(
-            "sent", number=number, volume=volume, chunk=chunk, offset=offset, length=length, commit=commit, copies=[1, 2],
+            "sent",
+            number=number,
+            volume=volume,
+            chunk=chunk,
+            offset=offset,
+            length=length,
+            commit=commit,
+            copies=[1, 2],
             data=None if data is None else data.hex(),
-        )  # fmt: skip
+        )
         place = {"volume_id": volume, "chunk_index": chunk, "offset": offset, "length": length, "epoch": 1}
         flags = wire.FLAG_COMMIT if commit else 0
         if data is None:
@@ -128,7 +136,12 @@ async def cluster(
         try:
             for number, sds in ((1, pair.one), (2, pair.two)):
                 names = [f"devices/dev{index}" for index in range(devices)]
-                recording.mark("opened", sds=number, incarnation=sds.devices.incarnation, devices=[ROOTS[number] + n for n in names])
+                recording.mark(
+                    "opened",
+                    sds=number,
+                    incarnation=sds.devices.incarnation,
+                    devices=[ROOTS[number] + n for n in names],
+                )
                 clients[number] = await sds.client(SDC)
                 for volume in VOLUMES:
                     reply = await clients[number].capability(volume, mdm.map(volume, SDC))
@@ -317,9 +330,12 @@ def full_journal(directory: Path, recording: Recording, rng: random.Random) -> N
     """The open half is filled up to the refusal, twice; each time a checkpoint has to make room."""
     with device(directory, recording, rng) as work:
         for _ in range(2):
-            work.run(6)
-            while work.device.journal_appended - work.device.journal_durable < 48:
-                work.device.intent(*rng.choice([*work.slots, (9, 9)]), next(iter(work.slots.values()), 0))
+            for action in ("alloc", "write", "alloc", "write"):
+                work.step(action)
+            with contextlib.suppress(OSError):  # ENOSPC
+                while True:
+                    chunk = rng.choice(sorted(work.slots))
+                    work.device.intent(*chunk, work.slots[chunk])
             for _ in range(6):
                 work.step("write")
 
