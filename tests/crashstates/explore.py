@@ -13,6 +13,7 @@ import os
 import random
 import re
 import shutil
+import tempfile
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,9 +149,9 @@ class Findings:
 
 @dataclass
 class Explorer:
-    """``spread``: how many states between the two ends are tried after an operation; ``share``: after how many operations
-    any. ``nested``: how many of the states have their recovery recorded and searched too. ``cuts``: after how many
-    operations a pair with one SDS cut is made to agree. ``in_place``: see disk.py."""
+    """``spread``: how many states between the two ends are tried after an operation; ``share``: after how many
+    operations any. ``nested``: how many of the states have their recovery recorded and searched too. ``cuts``: after
+    how many operations a pair with one SDS cut is made to agree. ``in_place``: see disk.py."""
 
     bench: Bench
     rng: random.Random
@@ -233,9 +234,11 @@ class Explorer:
             self._recovery_crashes(where, state, devices, recovered, oracle)
 
     def _cut(self, where: str, disk: Disk, oracles: list[Oracle]) -> None:
-        """One of the two hosts loses power; the other's SDS is started again."""
+        """One of the two hosts loses power; the other goes on, which is here: its SDS is started again."""
+        cut, survivor = self.rng.sample(oracles, 2)
+        if not survivor.settled(disk):
+            return
         self.findings.cuts += 1
-        cut = self.rng.choice(oracles)
         state = {}
         for oracle in oracles:
             state |= disk.state(self.rng, None if oracle is cut else "all", oracle.root)
@@ -244,6 +247,10 @@ class Explorer:
             problems = problems_of_a_cut(self.bench.directory, len(cut.opened), oracles)
         except Exception as error:
             problems = [f"the pair does not come to agree: {error!r}"]
+        if problems:
+            kept = Path(tempfile.mkdtemp(prefix="pfvol-cut-"))
+            Bench(kept).make(state)
+            problems[0] += f" (as they were started: {kept})"
         self.findings.add(f"{where}, SDS {cut.sds} cut", problems)
 
     def _again(self, devices: list[str], first: dict[str, Recovered]) -> list[str]:

@@ -277,6 +277,19 @@ class Oracle:
             found.append(f"chunk {chunk} was reported by the last recovery and no checkpoint has ended since")
         return found
 
+    def settled(self, disk: Disk) -> bool:
+        """No write is between its bytes and its tag: a process that goes on would write the tag next."""
+        for device, table in self.tables.items():
+            blocks, tags = (disk.nodes[disk.paths[f"{device}/{name}"]] for name in ("blocks", "tags"))
+            assert isinstance(blocks, File)
+            assert isinstance(tags, File)
+            for slot, owner in table.owners.items():
+                for block in table.touched[slot]:
+                    content = blocks.cache.get(slot * SLOT_PAGES + block, ZEROS)
+                    if unpack(tag_at(tags.cache, slot, block))[0] != block_check(*owner, block, content):
+                        return False
+        return True
+
     def since_acknowledged(self, block: Block) -> list[bytes]:
         """What may show of a block as long as one host of the pair has lost nothing."""
         reached = self._acknowledged.get(block, (0, None))[0]
