@@ -22,13 +22,13 @@ def run(*arguments: str) -> str:
 
 def test_no_state_of_the_disk_loses_what_was_flushed() -> None:
     """Goal: after a loss of power at any operation, recovery keeps what was flushed and reports what may differ."""
-    told = run("--states", "2500", "--nested", "0.001", "--cuts", "0.0005")
+    told = run("--states", "1500", "--nested", "0.0005", "--cuts", "0.0003")
     passed = re.search(r"passed: (\d+) workloads, (\d+) states", told)
     assert passed is not None
     assert int(passed[1]) >= 10
-    assert int(passed[2]) >= 2500
+    assert int(passed[2]) >= 1500
 
 
 def test_a_sync_that_is_left_out_is_found() -> None:
     """Goal: the search has teeth: without a sync of the tags, the journal, or a directory it finds what is lost."""
-    assert re.search(r"(\d) of \1 mistakes found", run("--mistakes", "--every", "4"))
+    assert re.search(r"(\d) of \1 mistakes found", run("--mistakes", "--every", "5"))
