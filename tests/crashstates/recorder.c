@@ -1,9 +1,9 @@
 /* Records what a process does to the files below one directory: preloaded (LD_PRELOAD), asked by recording.py.
  *
- * Every call that changes a file, a size or a name is one record, in the order in which the kernel has seen them: all of
- * them go through one lock. A sync has two, before and after, and does not hold the lock meanwhile, so that what others
- * write during it is seen to be during it. Stores to a shared mapping leave no call: each mapping is compared, sector by
- * sector, with what it was at the last record, and what differs is recorded as a write before the next one.
+ * Every call that changes a file, a size or a name is one record, in the order in which the kernel has seen them: all
+ * of them go through one lock. A sync has two, before and after, and does not hold the lock meanwhile, so that what
+ * others write during it is seen to be during it. Stores to a shared mapping leave no call: each mapping is compared,
+ * sector by sector, with what it was at the last record, and what differs is recorded as a write before the next one.
  *
  * A call that could change a tracked file and is not understood is recorded as such; recording.py refuses the log.
  */
@@ -53,7 +53,12 @@ static uint64_t fd_inode[FDS];       /* 0: not tracked */
 static char *fd_path[FDS];           /* of directories */
 static struct mapping mappings[MAPPINGS];
 
-#define REAL(name) ({ static __typeof__(&name) real; if (!real) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name); real; })
+#define REAL(name) ({ \
+    static __typeof__(&name) real; \
+    if (!real) \
+        real = (__typeof__(&name))dlsym(RTLD_NEXT, #name); \
+    real; \
+})
 
 static void put(const void *data, size_t size)
 {
@@ -180,7 +185,8 @@ static int resolve(int directory, const char *name, char *out, size_t room)
         snprintf(out, room, "%s/%s", fd_path[directory], name);
     else
         return 0;
-    return strncmp(out, prefix, strlen(prefix)) == 0 || (strlen(out) + 1 == strlen(prefix) && !strncmp(out, prefix, strlen(out)));
+    return strncmp(out, prefix, strlen(prefix)) == 0
+        || (strlen(out) + 1 == strlen(prefix) && strncmp(out, prefix, strlen(out)) == 0);   /* the directory itself */
 }
 
 static int open_any(int directory, const char *name, int flags, int mode)
@@ -206,8 +212,16 @@ static int open_any(int directory, const char *name, int flags, int mode)
     return fd;
 }
 
-#define OPEN_MODE(flags) ({ int mode_ = 0; if ((flags) & (O_CREAT | O_TMPFILE)) { va_list list_; va_start(list_, flags); \
-    mode_ = va_arg(list_, int); va_end(list_); } mode_; })
+#define OPEN_MODE(flags) ({ \
+    int mode_ = 0; \
+    if ((flags) & (O_CREAT | O_TMPFILE)) { \
+        va_list list_; \
+        va_start(list_, flags); \
+        mode_ = va_arg(list_, int); \
+        va_end(list_); \
+    } \
+    mode_; \
+})
 
 int open(const char *name, int flags, ...) { return open_any(AT_FDCWD, name, flags, OPEN_MODE(flags)); }
 int open64(const char *name, int flags, ...) { return open_any(AT_FDCWD, name, flags, OPEN_MODE(flags)); }
@@ -443,7 +457,13 @@ static int file_system(int fd, struct statfs *out)
 int fstatfs(int fd, struct statfs *out) { return file_system(fd, out); }
 int fstatfs64(int fd, struct statfs64 *out) { return file_system(fd, (struct statfs *)out); }
 
-#define REFUSED(fd, name) do { if (tracked(fd)) { begin(); note(OP_OTHER, 0, 0, 0, name, strlen(name)); end(); } } while (0)
+#define REFUSED(fd, name) do { \
+    if (tracked(fd)) { \
+        begin(); \
+        note(OP_OTHER, 0, 0, 0, name, strlen(name)); \
+        end(); \
+    } \
+} while (0)
 
 ssize_t writev(int fd, const struct iovec *v, int n) { REFUSED(fd, "writev"); return syscall(SYS_writev, fd, v, n); }
 ssize_t pwritev(int fd, const struct iovec *v, int n, off_t offset)
