@@ -6,6 +6,7 @@ MINUTES ?= 10
 ROUNDS ?= 20
 MIB ?= 256
 KILLS ?= 50
+STATES ?= 50000
 export PYTHON
 
 RUN      := $(VENV)/bin/python
@@ -13,8 +14,8 @@ SOURCES  := setup.py $(wildcard datapath/*.pyx datapath/*.pxd datapath/*.h)
 SANITIZE := build/sanitize
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench model sanitize fuzz crash soak failover verify memory dist clean system-build \
-	system-demo system-hosts system-test
+.PHONY: help build demo test lint bench model sanitize fuzz crash crashstates soak failover verify memory dist clean \
+	system-build system-demo system-hosts system-test
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -56,6 +57,10 @@ fuzz: build  ## random and damaged input for MINUTES=10: frames, devices, a live
 
 crash: system-demo build  ## kill -9 of a whole cluster under load, ROUNDS=20 times: is anything lost?
 	@$(RUN) -m tools.soak.killall --rounds $(ROUNDS) $(ARGS)
+
+crashstates: build  ## STATES=50000 states that a loss of power may leave on the disks, recovered; then each known mistake
+	@$(RUN) -m tests.crashstates.run --states $(STATES) $(ARGS)
+	@$(RUN) -m tests.crashstates.run --mistakes
 
 soak: system-hosts build  ## random faults for MINUTES=10 under load on hosts that can be cut: is anything lost or stale? SEED=
 	@$(RUN) -m tools.soak.faults --minutes $(MINUTES) --namespaces $(if $(SEED),--seed $(SEED)) $(ARGS)

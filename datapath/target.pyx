@@ -35,7 +35,7 @@ from datapath.targetvolumes cimport (forget_dropped, misses_answered, purge, seg
 from datapath.volumemap cimport map_destroy, map_init
 from datapath.waiting cimport (EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, epoll_create1,
                                epoll_ctl, epoll_event, epoll_wait)
-from datapath.wire cimport CHUNK_BLOCKS, Header, ST_OK, bad_frame_text, OP_CAPABILITY
+from datapath.wire cimport CHUNK_BLOCKS, ST_OK, bad_frame_text
 
 cdef extern from "<string.h>" nogil:
     const char* strerror(int number)
