@@ -413,7 +413,6 @@ def volume_info(state: State, volume_id: int) -> dict[str, Any]:
         "pool_id": volume.pool_id,
         "thick": volume.thick,
         "commit": state.pools[volume.pool_id].durability == "commit",
-        "pool_id": volume.pool_id,
         "mappings": [[mapping.sdc_id, mapping.mapping_id, mapping.read_only] for mapping in volume.mappings],
         "segments": len(state.maps[volume_id]),
     }
