@@ -442,6 +442,7 @@ class PlayedSecondary:
         engines[PRIMARY].target.add_peer(theirs.detach(), sds_id, 1, outgoing=True)
         self.link = DataClient(trio.SocketStream(trio.socket.from_stdlib_socket(ours)), sds_id, 1)
         self.writes: list[Reply] = []
+        self._sending = trio.Lock()
 
     async def run(self) -> None:
         with contextlib.suppress(ClosedError, trio.ClosedResourceError):
@@ -455,7 +456,8 @@ class PlayedSecondary:
     async def answer(self, request: Reply, status: int = wire.ST_OK) -> None:
         names = ("request_id", "volume_id", "chunk_index", "offset", "length", "op_id", "seq")
         kept = {name: request.header[name] for name in names}
-        await self.link.send(wire.pack_header(request.header["opcode"] | wire.OP_REPLY, **kept, status=status))
+        async with self._sending:
+            await self.link.send(wire.pack_header(request.header["opcode"] | wire.OP_REPLY, **kept, status=status))
 
 
 @pytest.mark.parametrize("then", ["silent", "confirmed", "refused", "lost"])
