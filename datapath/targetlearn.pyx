@@ -397,6 +397,7 @@ cdef void copy_start(Engine* e, Op* op) noexcept nogil:
     op.job.run = copy_run
     op.job.kind = KIND_COPY
     e.learn_reads += 1
+    e.counters.reads_pooled += 1
     iopool_submit(&e.io, &op.job)
 
 

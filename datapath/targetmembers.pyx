@@ -88,8 +88,8 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
 
 
 cdef void first_writes(Engine* e, Chunk* chunk, uint16_t secondary) noexcept nogil:
-    """A chunk's first writes, not applied here yet, that were sent to a secondary which is out. It may have shown them: they
-    stay, and reach the new secondary by the comparison, before they are answered."""
+    """A chunk's first writes, not applied here yet, that were sent to a secondary which is out. It may have shown them:
+    they stay, and reach the new secondary by the comparison, before they are answered."""
     cdef Op* op = chunk.ops
     while op != NULL:
         if op.state == STATE_REMOTE_FIRST and op.pending & PENDING_REMOTE and op.remote_id != secondary:
