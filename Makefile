@@ -5,6 +5,8 @@ VENV   ?= .venv
 MINUTES ?= 10
 ROUNDS ?= 20
 MIB ?= 256
+KILLS ?= 50
+STATES ?= 50000
 export PYTHON
 
 RUN      := $(VENV)/bin/python
@@ -12,13 +14,13 @@ SOURCES  := setup.py $(wildcard datapath/*.pyx datapath/*.pxd datapath/*.h)
 SANITIZE := build/sanitize
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench model sanitize fuzz crash verify memory dist clean system-build system-demo \
-	system-test
+.PHONY: help build demo test lint bench model sanitize fuzz crash crashstates soak failover verify memory dist clean \
+	system-build system-demo system-hosts system-test
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-system-build system-demo system-test:
+system-build system-demo system-hosts system-test:
 	@tools/setup/system.sh $(@:system-%=%)
 
 $(VENV)/.installed: pyproject.toml tools/setup/environment.sh | system-build
@@ -55,6 +57,16 @@ fuzz: build  ## random and damaged input for MINUTES=10: frames, devices, a live
 
 crash: system-demo build  ## kill -9 of a whole cluster under load, ROUNDS=20 times: is anything lost?
 	@$(RUN) -m tools.soak.killall --rounds $(ROUNDS) $(ARGS)
+
+crashstates: build  ## STATES=50000 states that a loss of power may leave on the disks, recovered; then each known mistake
+	@$(RUN) -m tests.crashstates.run --states $(STATES) $(ARGS)
+	@$(RUN) -m tests.crashstates.run --mistakes
+
+soak: system-hosts build  ## random faults for MINUTES=10 under load on hosts that can be cut: is anything lost or stale? SEED=
+	@$(RUN) -m tools.soak.faults --minutes $(MINUTES) --namespaces $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+failover: system-hosts build  ## how long IO stands still when a server dies (KILLS=50 times) or hangs, or the MDM is away
+	@$(RUN) -m tools.soak.failover --kills $(KILLS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 verify: system-demo build  ## fio and dd on two volumes: does what is written come back? MIB=256 of each volume
 	@$(RUN) -m tools.soak.verify --mib $(MIB) $(ARGS)

@@ -64,8 +64,10 @@ cdef Chunk* chunk_get(Engine* e, uint64_t volume_id, uint32_t index) noexcept no
 cdef void chunk_forget(Engine* e, Chunk* c) noexcept nogil:
     cdef Chunk** link = &e.table[hash_of(e, c.volume_id, c.index)]
     cdef uint32_t i
-    if c.slot != SLOT_NONE or c.ops != NULL or c.unsynced or c.learn != LEARN_NOT:
+    if c.slot != SLOT_NONE or c.ops != NULL or c.unsynced or c.learn != LEARN_NOT or c.hold_ns > e.now_ns:
         return
+    if not chunk_durable(e, c):
+        return                                             # that it gave its slot back: see chunk_allocate
     for i in range(CONNS_MAX):
         if e.syncs[i].chunk == c:
             return
@@ -116,6 +118,14 @@ cdef int chunk_allocate(Engine* e, Chunk* c, uint32_t epoch) noexcept nogil:
         if e.devices[i].d.failed == 0 and e.devices[i].d.free_count and (
                 best == e.device_count or e.devices[i].d.free_count > e.devices[best].d.free_count):
             best = i
+    # The slot that it gave back must not return with a crash beside the new one. A journal's records have their order;
+    # that of another device has to be durable first.
+    if best != c.device and device_journal_durable(e.devices[c.device].d) < c.mark:
+        if e.devices[c.device].d.failed:
+            return -e.devices[c.device].d.failed
+        if e.devices[c.device].d.free_count == 0:
+            return -EAGAIN
+        best = c.device
     ds = &e.devices[best]
     slot = device_slot_alloc(ds.d, c.volume_id, c.index, epoch)
     if slot < 0:
@@ -228,6 +238,7 @@ cdef bint chunk_release(Engine* e, Chunk* c) noexcept nogil:
     c.slot = SLOT_NONE
     c.generation = 0
     c.live_blocks = 0
+    c.mark = device_journal_appended(e.devices[c.device].d)
     v = volume_of(e, c.volume_id)
     if v != NULL and v.slots:
         v.slots -= 1

@@ -219,6 +219,16 @@ cdef sync_directory(path):
         os.close(fd)
 
 
+cdef make_parents(path):
+    """Durably: each directory's entry in the one above it, too."""
+    parent = os.path.dirname(path)
+    if not os.path.isdir(parent):
+        make_parents(parent)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(parent)
+        sync_directory(os.path.dirname(parent))
+
+
 cdef create_device(path, bytes cluster_id, uint32_t sds_id, uint32_t index, size_bytes):
     """BlockDevice.create, of an absolute path."""
     cdef Superblock s
@@ -244,7 +254,7 @@ cdef create_device(path, bytes cluster_id, uint32_t sds_id, uint32_t index, size
         raise FileExistsError(f"{path} is there and not an empty directory")
     unfinished = path + ".unfinished"
     remove_unfinished(unfinished)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    make_parents(path)
     os.mkdir(unfinished, 0o700)
     try:
         make_files(unfinished, &s)

@@ -38,10 +38,20 @@ class Initiator:
         """Hands over an authenticated socket (the engine owns fd). Presents capabilities again, sends again what
         waits."""
     def remove_sds(self, sds_id: int) -> None: ...
-    def add_volume(self, volume_id: int, inode: int, size_bytes: int, *, read_only: bool, capability: bytes,
-                   iops_limit: int = 0, bandwidth_limit_bytes: int = 0) -> None: ...
-    def set_volume(self, volume_id: int, size_bytes: int, *, read_only: bool, iops_limit: int = 0,
-                   bandwidth_limit_bytes: int = 0) -> None: ...
+    def add_volume(
+        self,
+        volume_id: int,
+        inode: int,
+        size_bytes: int,
+        *,
+        read_only: bool,
+        capability: bytes,
+        iops_limit: int = 0,
+        bandwidth_limit_bytes: int = 0,
+    ) -> None: ...
+    def set_volume(
+        self, volume_id: int, size_bytes: int, *, read_only: bool, iops_limit: int = 0, bandwidth_limit_bytes: int = 0
+    ) -> None: ...
     def set_capability(self, volume_id: int, capability: bytes) -> None: ...
     def remove_volume(self, volume_id: int) -> None:
         """Unmapped: IO in flight and later gets ENODEV."""

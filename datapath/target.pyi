@@ -37,8 +37,8 @@ class Target:
         - ``("purged", volume_id)``
         - ``("no_space", volume_id, chunk_index)``
         - ``("peer_silent", sds_id)``: no lease from it for a second; again every half second
-        - ``("leaving", sds_id, as_primary, as_secondary, [(volume_id, chunk), ...])``: in which roles the pair has agreed
-          since this SDS started, and chunks of the pair that may lack something here
+        - ``("leaving", sds_id, as_primary, as_secondary, [(volume_id, chunk), ...])``: in which roles the pair has
+          agreed since this SDS started, and all chunks that may lack something here
         - ``("learned", sds_id, [(volume_id, chunk, epoch), ...])``: the learner has all of these on its disks
         - ``("learner_lost", sds_id, [(volume_id, chunk), ...])``: it went away after ``learned``
         - ``("repair_needed", volume_id, chunk_index, block, reason: str)``: a stored block does not match its tag

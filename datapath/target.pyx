@@ -22,7 +22,7 @@ from datapath.tags cimport tag_is_hole, tag_newer
 from datapath.targetengine cimport *
 from datapath.targetstate cimport *
 from datapath.targetdurability cimport checkpoint_start, durability_done
-from datapath.targetframes cimport on_frame
+from datapath.targetframes cimport grant, on_frame, revoke
 from datapath.targetlearn cimport (LEARN_WAIT_MS, copy_read, learn_begin, learn_free, learn_lost, learn_rate,
                                    learn_tick)
 from datapath.targetlease cimport (LEASE_NS, lease_tick, map_version_set, now, peer_connected, peer_dead,
@@ -35,7 +35,7 @@ from datapath.targetvolumes cimport (forget_dropped, misses_answered, purge, seg
 from datapath.volumemap cimport map_destroy, map_init
 from datapath.waiting cimport (EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, epoll_create1,
                                epoll_ctl, epoll_event, epoll_wait)
-from datapath.wire cimport CHUNK_BLOCKS, Header, ST_OK, bad_frame_text, OP_CAPABILITY
+from datapath.wire cimport CHUNK_BLOCKS, ST_OK, bad_frame_text
 
 cdef extern from "<string.h>" nogil:
     const char* strerror(int number)
@@ -172,53 +172,6 @@ cdef void stay(Engine* e, uint32_t sds_id) noexcept nogil:
         p.heard_ns = e.now_ns
 
 
-cdef void grant(Engine* e, Message* m) noexcept nogil:
-    """a: connection, b: request, c: volume, d: expiry; size: may write + 1, 0 refuses with status d."""
-    cdef Conn* c = conn_by_id(e, m.a)
-    cdef Session* s
-    cdef Header h
-    cdef uint32_t i, status = ST_OK
-    if c == NULL or c.kind != CONN_CLIENT:
-        return
-    s = <Session*>c.user
-    s.capabilities_asked -= 1
-    memset(&h, 0, sizeof(h))
-    h.opcode = OP_CAPABILITY
-    h.request_id = m.b
-    h.volume_id = m.c
-    if m.kind == CMD_REFUSE:
-        status = <uint32_t>m.d
-    else:
-        for i in range(s.grant_count):
-            if s.grants[i].volume_id == m.c:
-                break
-        else:
-            i = s.grant_count
-            if i == GRANTS_MAX:
-                i = s.grant_next                           # the oldest makes room; its owner presents it again
-                s.grant_next = (i + 1) % GRANTS_MAX
-            else:
-                s.grant_count += 1
-        s.grants[i].volume_id = m.c
-        s.grants[i].expires_ns = m.d
-        s.grants[i].write = m.size == 2
-    reply_to(e, c.id, &h, status, 0)
-
-
-cdef void revoke(Engine* e, uint64_t volume_id, uint32_t sdc_id) noexcept nogil:
-    cdef uint32_t i, j
-    cdef Session* s
-    for i in range(CONNS_MAX):
-        if e.conns[i] == NULL or e.conns[i].kind != CONN_CLIENT:
-            continue
-        s = <Session*>e.conns[i].user
-        if s.node_id != sdc_id:
-            continue
-        for j in range(s.grant_count):
-            if s.grants[j].volume_id == volume_id:
-                s.grants[j].expires_ns = 0
-
-
 cdef void verify(Engine* e, Message* m) noexcept nogil:
     cdef Chunk* c = chunk_find(e, m.c, m.a)
     cdef char* answer
@@ -244,8 +197,10 @@ cdef void command(Engine* e, Message* m) noexcept nogil:
     elif m.kind == CMD_CLOSE:
         if conn_by_id(e, m.a) != NULL:
             drop_conn(e, conn_by_id(e, m.a))
-    elif m.kind == CMD_GRANT or m.kind == CMD_REFUSE:
-        grant(e, m)
+    elif m.kind == CMD_GRANT:
+        grant(e, m, ST_OK)
+    elif m.kind == CMD_REFUSE:
+        grant(e, m, <uint32_t>m.d)
     elif m.kind == CMD_REVOKE:
         revoke(e, m.b, m.a)
     elif m.kind == CMD_SEGMENT:

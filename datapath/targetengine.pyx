@@ -249,7 +249,7 @@ cdef uint32_t still_status(Engine* e, Op* op) noexcept nogil:
         return ST_NOT_AUTHORIZED
     if entry == NULL or (entry.primary != e.sds_id and (write or entry.secondary != e.sds_id)):
         return ST_STALE_MAP
-    if op.chunk.unsynced or not members_ready(e, entry, op.chunk.volume_id, op.chunk.index):
+    if op.chunk.unsynced or not members_ready(e, entry, op.chunk.volume_id, op.chunk.index, op.chunk):
         return ST_NOT_READY
     return ST_OK
 

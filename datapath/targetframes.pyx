@@ -8,6 +8,7 @@ from datapath.checksum cimport verify_range
 from datapath.chunkstore cimport chunk_fd, chunk_find, chunk_get, chunk_tags
 from datapath.connection cimport buf_get, buf_put, buf_ref
 from datapath.ondisk cimport SLOT_NONE, Tag
+from datapath.ring cimport Message
 from datapath.tags cimport tag_check, tag_is_hole
 from datapath.targetdurability cimport flush_next
 from datapath.targetengine cimport (EV_CAPABILITY, conn_by_id, emit, map_miss, op_enter, op_finish, op_new, reply_head,
@@ -35,6 +36,50 @@ cdef uint32_t grant_status(Engine* e, Conn* c, uint64_t volume_id, bint write) n
                 return ST_NOT_AUTHORIZED
             return ST_READ_ONLY if write and not s.grants[i].write else ST_OK
     return ST_NOT_AUTHORIZED
+
+
+cdef void grant(Engine* e, const Message* m, uint32_t status) noexcept nogil:
+    cdef Conn* c = conn_by_id(e, m.a)
+    cdef Session* s
+    cdef Header h
+    cdef uint32_t i
+    if c == NULL or c.kind != CONN_CLIENT:
+        return
+    s = <Session*>c.user
+    s.capabilities_asked -= 1
+    memset(&h, 0, sizeof(h))
+    h.opcode = OP_CAPABILITY
+    h.request_id = m.b
+    h.volume_id = m.c
+    if status == ST_OK:
+        for i in range(s.grant_count):
+            if s.grants[i].volume_id == m.c:
+                break
+        else:
+            i = s.grant_count
+            if i == GRANTS_MAX:
+                i = s.grant_next                           # the oldest makes room; its owner presents it again
+                s.grant_next = (i + 1) % GRANTS_MAX
+            else:
+                s.grant_count += 1
+        s.grants[i].volume_id = m.c
+        s.grants[i].expires_ns = m.d
+        s.grants[i].write = m.size == 2
+    reply_to(e, c.id, &h, status, 0)
+
+
+cdef void revoke(Engine* e, uint64_t volume_id, uint32_t sdc_id) noexcept nogil:
+    cdef uint32_t i, j
+    cdef Session* s
+    for i in range(CONNS_MAX):
+        if e.conns[i] == NULL or e.conns[i].kind != CONN_CLIENT:
+            continue
+        s = <Session*>e.conns[i].user
+        if s.node_id != sdc_id:
+            continue
+        for j in range(s.grant_count):
+            if s.grants[j].volume_id == volume_id:
+                s.grants[j].expires_ns = 0
 
 
 cdef uint32_t admit(Engine* e, Conn* c, Header* h, bint write) noexcept nogil:
@@ -68,7 +113,7 @@ cdef uint32_t admit(Engine* e, Conn* c, Header* h, bint write) noexcept nogil:
     chunk = chunk_find(e, h.volume_id, h.chunk_index)
     if entry.primary != e.sds_id and (write or entry.secondary != e.sds_id):
         return ST_NOT_MEMBER
-    if (chunk != NULL and chunk.unsynced) or not members_ready(e, entry, h.volume_id, h.chunk_index):
+    if (chunk != NULL and chunk.unsynced) or not members_ready(e, entry, h.volume_id, h.chunk_index, chunk):
         return ST_NOT_READY
     return ST_OK
 

@@ -85,7 +85,7 @@ cdef bint learns(Engine* e, const Learner* learner, MapVolume* v, uint32_t index
     if (chunk != NULL and (chunk.learn != LEARN_NOT or chunk.unsynced or chunk.learn_retry_ns > e.now_ns)
             or learner != NULL and learner.retry_ns > e.now_ns
             or rate_of(e, (<TargetVolume*>v.user).pool_id).bytes_per_second == 0
-            or not members_ready(e, entry, v.volume_id, index)):
+            or not members_ready(e, entry, v.volume_id, index, chunk)):
         return False
     e.learn_single = e.learn_single or entry.secondary == 0
     if entry.secondary and not e.learn_all:

@@ -10,7 +10,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc
 from libc.string cimport memset
 from posix.time cimport clock_gettime, timespec
-from datapath.connection cimport conn_append, conn_flush
+from datapath.connection cimport conn_append
 from datapath.targetengine cimport EV_PEER_SILENT, emit, mark_dirty, reply_to
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry

@@ -36,8 +36,11 @@ cdef bint passed(Engine* e, const MapEntry* entry, uint64_t volume_id, uint32_t 
     return True
 
 
-cdef bint members_ready(Engine* e, const MapEntry* entry, uint64_t volume_id, uint32_t index) noexcept nogil:
+cdef bint members_ready(Engine* e, const MapEntry* entry, uint64_t volume_id, uint32_t index,
+                        const Chunk* chunk) noexcept nogil:
     cdef Peer* p
+    if chunk != NULL and chunk.hold_ns > e.now_ns:
+        return False
     if entry.primary != e.sds_id:
         p = e.peers[entry.primary]
         return p != NULL and peer_ready(p.incoming) and leased(e, p)
@@ -53,20 +56,19 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
                         uint64_t version) noexcept nogil:
     cdef Chunk* chunk = chunk_find(e, volume_id, index)
     cdef bint leads = entry.primary == e.sds_id
-    cdef bint joins, taught
-    if entry.left and entry.left != e.sds_id and (leads or entry.secondary == e.sds_id):
+    cdef bint member = leads or entry.secondary == e.sds_id
+    cdef bint joins = leads and old.epoch and entry.secondary and entry.secondary != old.secondary
+    cdef bint taught
+    if entry.left and entry.left != e.sds_id and member:
         fence(e, entry.left, version)
-    if not leads and entry.left and entry.secondary == e.sds_id:
-        # Only the primary knows when the member that left serves no more; it says so.
-        if chunk == NULL:
-            chunk = chunk_get(e, volume_id, index)
-        if chunk != NULL and chunk.open_epoch < entry.epoch:
-            unsync(e, chunk)
-    joins = leads and old.epoch and entry.secondary and entry.secondary != old.secondary
-    if joins and chunk == NULL:
+    if chunk == NULL and (joins or (member and (entry.left or old.left))):
         chunk = chunk_get(e, volume_id, index)
     if chunk == NULL:
         return
+    if member and old.left and old.left != entry.left and not gate_open(e, old):
+        chunk.hold_ns = max(chunk.hold_ns, e.peers[old.left].fence_ns)  # two members have left one after the other
+    if not leads and member and entry.left and chunk.open_epoch < entry.epoch:
+        unsync(e, chunk)                                   # the primary says when the one that left serves no more
     taught = chunk.learn == LEARN_TOLD and old.learner == entry.secondary
     learn_forget(e, chunk)
     e.gated = True
@@ -136,7 +138,7 @@ cdef void release_gated(Engine* e) noexcept nogil:
             done |= PENDING_LEARNER
         if done == 0:
             continue
-        if passed(e, entry, chunk.volume_id, chunk.index):
+        if chunk.hold_ns <= e.now_ns and passed(e, entry, chunk.volume_id, chunk.index):
             op_settle(e, op, done, ST_OK)
         else:
             e.gated = True
@@ -146,18 +148,15 @@ cdef void tell_leaving(Engine* e, Peer* p) noexcept nogil:
     cdef uint32_t i, count = 0
     cdef uint64_t* found = <uint64_t*>malloc(16 * <size_t>e.chunk_count + 16)
     cdef Chunk* c
-    cdef const MapEntry* entry
     if found == NULL:
         return                                             # asked again while the trouble lasts
     for i in range(e.table_capacity):
         c = e.table[i]
         while c != NULL:
             if c.doubtful or (c.slot != SLOT_NONE and e.devices[c.device].d.failed):
-                entry = entry_of(e, c.volume_id, c.index)
-                if entry == NULL or entry.primary == p.sds_id or entry.secondary == p.sds_id:
-                    found[2 * count] = c.volume_id
-                    found[2 * count + 1] = c.index
-                    count += 1
+                found[2 * count] = c.volume_id             # also of others' pairs: the MDM's map may be newer than ours
+                found[2 * count + 1] = c.index
+                count += 1
             c = c.hash_next
     emit(e, EV_LEAVING, p.sds_id, p.agreed_as_primary, p.agreed_as_secondary, 0, found, 16 * <uint64_t>count)
     free(found)

@@ -16,8 +16,8 @@ from datapath.histogram cimport hist_record
 from datapath.iopool cimport Job, iopool_submit
 from datapath.ondisk cimport SLOT_NONE, Tag
 from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown
-from datapath.targetengine cimport (conn_by_id, mark_dirty, op_enter, op_finish, op_new, reply_head, reply_to, send_head,
-                                    send_ref, still_status)
+from datapath.targetengine cimport (conn_by_id, mark_dirty, op_enter, op_finish, op_new, reply_head, reply_to,
+                                    send_head, send_ref, still_status)
 from datapath.targetstate cimport *
 from datapath.wire cimport *
 

@@ -155,6 +155,7 @@ cdef struct Chunk:
     uint8_t learn                    # LEARN_*
     uint64_t learn_serial            # which time it learns
     uint64_t learn_retry_ns          # it could not: not tried again before
+    uint64_t hold_ns                 # not served before: an earlier member that left may still serve
     uint32_t open_epoch              # the primary has said that whoever left before this epoch serves no more
     uint64_t retry_ns                # unsynced: the agreement failed, not tried again before
     Chunk* hash_next

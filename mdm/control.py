@@ -131,6 +131,7 @@ class Control:
         runtime = SdsRuntime(session, bool(devices), trio.current_time())
         self._membership.sds[sds.sds_id] = runtime
         self._membership.seen.add(sds.sds_id)
+        self._membership.dead.discard(sds.sds_id)
         try:
             await self._orchestrator.execute(command)
         except BaseException:

@@ -152,18 +152,18 @@ class Orchestrator:
 
     async def _after_create(self, _: Any, outcome: Outcome) -> None:
         if outcome.state.volumes[outcome.result].thick:
-            await self.reserve()
+            await self._reserve()
 
     async def _after_extend(self, command: commands.ExtendVolume, outcome: Outcome) -> None:
         """SDSs first: an SDC that knows the new size writes there at once."""
         if outcome.state.volumes[command.volume_id].thick:
-            await self.reserve()
+            await self._reserve()
         await self._tell_volume(outcome.state.volumes[command.volume_id])
         await self._tell_mapped(outcome.state, command.volume_id)
 
     async def _after_delete(self, command: commands.DeleteVolume, outcome: Outcome) -> None:
         self.wake()
-        await self.reserve()
+        await self._reserve()
 
     async def _after_map(self, command: commands.MapVolume, outcome: Outcome) -> None:
         await self._tell_volume(outcome.state.volumes[command.volume_id])
@@ -183,14 +183,14 @@ class Orchestrator:
 
     async def _after_set_learners(self, command: commands.SetLearners, _: Outcome) -> None:
         """What a thick volume is promised has to be kept free before the first copy comes."""
-        await self.reserve({sds_id for choices in command.choices.values() for _, _, sds_id in choices})
+        await self._reserve({sds_id for choices in command.choices.values() for _, _, sds_id in choices})
         self.pushes.publish()
 
     async def _after_join(self, _: Any, outcome: Outcome) -> None:
         """Who was replaced first: the sooner it knows, the shorter the others wait for its lease."""
         self.pushes.publish({goes for *_, goes in outcome.result.moved})
         if outcome.result.moved and self._nursery is not None:
-            self._nursery.start_soon(self.reserve)
+            self._nursery.start_soon(self._reserve)
 
     # -- what others are told
 
@@ -207,7 +207,7 @@ class Orchestrator:
                 params = {"volume_id": volume_id, "info": volume_info(state, volume_id)}
                 await self._ask_holders(state.volumes[volume_id], "volume.changed", params)
 
-    async def reserve(self, only: Set[int] | None = None) -> None:
+    async def _reserve(self, only: Set[int] | None = None) -> None:
         """Tells the SDSs (all, or some) how many slots are promised to thick volumes."""
         async with self._reserving, trio.open_nursery() as nursery:
             state = self.manager.state
@@ -372,7 +372,8 @@ class Orchestrator:
         for attempt in range(1, VERIFY_TRIES + 1):
             trial = VerifyReport()
             check_copies(trial, chunk, both)
-            if trial.count == 0 or None in both.values() or attempt == VERIFY_TRIES:
+            # That there is one copy only does not pass while this waits.
+            if trial.count == (len(both) < 2) or None in both.values() or attempt == VERIFY_TRIES:
                 break
             await trio.sleep(VERIFY_AGAIN_SECONDS * attempt)
             for sds_id in both:
@@ -412,7 +413,6 @@ def volume_info(state: State, volume_id: int) -> dict[str, Any]:
         "pool_id": volume.pool_id,
         "thick": volume.thick,
         "commit": state.pools[volume.pool_id].durability == "commit",
-        "pool_id": volume.pool_id,
         "mappings": [[mapping.sdc_id, mapping.mapping_id, mapping.read_only] for mapping in volume.mappings],
         "segments": len(state.maps[volume_id]),
     }

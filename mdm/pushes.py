@@ -199,6 +199,7 @@ async def _tell_sds(session: Session, sds_id: int, told: State, state: State) ->
     for number, batch in enumerate(batches, start=1):
         params = {
             "version": state.map_version if number == len(batches) else told.map_version,
+            "made": state.map_version,
             "segments": [
                 [volume_id, index, state.maps[volume_id][index].ljust(SEGMENT_BYTES, b"\0")]
                 for volume_id, index in batch

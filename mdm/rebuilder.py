@@ -6,7 +6,8 @@ restart of the MDM begins again where the last one was. Planning is pure and run
 when more was promised to thick volumes meanwhile, and SDSs that have taken part in a change since are protected by the
 epochs in it.
 
-After a start nobody is taken for gone before SDSs had the time to find the MDM again.
+After a start nobody is taken for gone, and nothing is assigned by what nobody has reported yet, before SDSs had the
+time to find the MDM again.
 """
 
 from __future__ import annotations
@@ -64,7 +65,6 @@ class Rebuilder:
         """``resync_bytes`` of each SDS as last seen."""
         self._told: dict[int, _Told] = {}
         self._telling: set[int] = set()
-        self._reserved: dict[int, int] = {}
 
     def wake(self) -> None:
         self._wake.set()
@@ -90,7 +90,6 @@ class Rebuilder:
             await self._plan(grace=grace)
         await self._remove_empty()
         self._tell_rates(nursery)
-        self._tell_reservations(nursery)
         for pool_id, told in self._follow():
             await self._make_event(pool_id, told)
 
@@ -106,6 +105,8 @@ class Rebuilder:
             partial(_plans, state, reports, away, failed, dict(self._evening)), limiter=self._threads
         )
         self._work = {pool_id: work for planned in plans.values() for pool_id, work in planned.work.items()}
+        if grace and any(sds.state is not SdsState.DOWN for key, sds in state.sds.items() if key not in reports):
+            return  # What they have written is not known yet.
         for pd_id, planned in plans.items():
             self._evening[pd_id] = planned.evening
             if planned.choices and not _promised_more(state, self._manager.state):
@@ -199,14 +200,6 @@ class Rebuilder:
             _log.info("a rebuild rate was not confirmed", peer=str(told.session.peer), reason=error.message)
         finally:
             self._telling.discard(sds_id)
-
-    def _tell_reservations(self, nursery: trio.Nursery) -> None:
-        """Of slots that have become free, as copies moved away; more is reserved before it is promised."""
-        slots = {sds_id: sds.thick_slots for sds_id, sds in self._manager.state.sds.items()}
-        changed = {sds_id for sds_id, count in slots.items() if self._reserved.get(sds_id, count) != count}
-        self._reserved = slots
-        if changed:
-            nursery.start_soon(self._orchestrator.reserve, changed)
 
 
 def _plans(

@@ -85,20 +85,26 @@ def save_state(directory: Path, state: SdsState) -> None:
     path = directory / STATE_FILE
     partial = directory / (STATE_FILE + ".new")
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for above in [one for one in (directory, *directory.parents) if not one.exists()][::-1]:
+            above.mkdir(exist_ok=True, mode=0o700)
+            _sync_directory(above.parent)
         with open(partial, "w") as file:
             json.dump(document, file, indent=2)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync_directory(directory)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def parse_specs(directory: Path, body: Any) -> list[DeviceSpec]:

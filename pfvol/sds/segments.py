@@ -32,6 +32,7 @@ PREFETCH_SEGMENTS_MAX: Final = 64  # 256 GiB: a larger volume's map comes as its
 MAP_REFRESH_SECONDS: Final = 0.2  # between two questions for a segment that the engine has
 FETCHES_MAX: Final = 8  # at a time, of those that are fetched again: the MDM has others to answer too
 SEGMENT_MAP_BYTES: Final = SEGMENT_CHUNKS * SEGMENT_ENTRY_BYTES
+NONE: Final = 0  # the MDM has not told of any version
 _ENTRY: Final = struct.Struct(SEGMENT_ENTRY_FORMAT)
 
 Key = tuple[int, int]
@@ -41,6 +42,15 @@ Call = Callable[[str, dict[str, Any]], Awaitable[Any]]
 class Engine(Protocol):
     def set_segment(self, volume_id: int, segment_index: int, entries: bytes, version: int) -> None: ...
     def set_map_version(self, version: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """``version``: the one that is reached with these segments; ``made``: the one that they are of."""
+
+    version: int
+    made: int
+    segments: list[tuple[int, int, bytes]]
 
 
 @dataclass(eq=False, slots=True)
@@ -64,8 +74,8 @@ class Segments:
         self._complete = False  # every push since what the segments were fetched with has been seen
         self._registrations = 0
         self._stale: set[Key] = set()
-        self._newest = 0
-        self._in_force = 0
+        self._newest = NONE
+        self._in_force = NONE
         self._raised = trio.Event()
         self._log = get_logger("sds.segments")
 
@@ -81,11 +91,6 @@ class Segments:
         self._settle()
 
     # -- the version
-
-    @property
-    def version(self) -> int:
-        """The one that the engine has."""
-        return self._in_force
 
     async def reached(self, version: int) -> None:
         """Returns when the engine's version is this one or a newer one."""
@@ -116,28 +121,28 @@ class Segments:
             for _ in range(FETCHES_MAX):
                 nursery.start_soon(self._fetch_each, todo, self._registrations)
 
-    def pushed(self, version: int, segments: list[tuple[int, int, bytes]]) -> None:
+    def pushed(self, push: Push) -> None:
         """What the MDM has changed; all of it is in the engine's queue when this returns."""
-        for volume_id, segment, entries in segments:
+        for volume_id, segment, entries in push.segments:
             volume = self._volumes.get(volume_id)
             if volume is not None and (segment in volume.told_at or volume.asking == segment or self._is_in(entries)):
                 volume.told_at.setdefault(segment, -math.inf)
-                self._engine.set_segment(volume_id, segment, entries, version)
-        self._newest = max(self._newest, version)
+                self._engine.set_segment(volume_id, segment, entries, push.made)
+        self._newest = max(self._newest, push.version)
         self._settle()
 
-    def parse_push(self, body: Any) -> tuple[int, list[tuple[int, int, bytes]]]:
+    def parse_push(self, body: Any) -> Push:
         """The parameters of ``map.changed``. ProtocolError when they are none: then a change is missing here."""
         try:
-            parsed = [(int(volume_id), int(segment), entries) for volume_id, segment, entries in body["segments"]]
-            version = int(body["version"])
+            segments = [(int(volume_id), int(segment), entries) for volume_id, segment, entries in body["segments"]]
+            push = Push(int(body["version"]), int(body["made"]), segments)
         except (TypeError, KeyError, ValueError) as error:
             self.lost()
             raise ProtocolError(f"the MDM's change of the map cannot be read: {error!r}") from None
-        if not all(isinstance(entries, bytes) and len(entries) == SEGMENT_MAP_BYTES for _, _, entries in parsed):
+        if not all(_is_whole(entries) for _, _, entries in segments):
             self.lost()
             raise ProtocolError("a segment in the MDM's change of the map has a wrong size")
-        return version, parsed
+        return push
 
     def _settle(self) -> None:
         if self._complete and not self._stale and self._newest > self._in_force:
@@ -177,7 +182,7 @@ class Segments:
 
     async def _fetch(self, volume_id: int, volume: _Volume, segment: int, *, only_ours: bool) -> None:
         try:
-            entries, version, registrations = await self._ask(volume_id, segment)
+            entries, made, registrations = await self._ask(volume_id, segment)
         except NotFoundError:
             self._gone(volume_id)
             return
@@ -185,30 +190,33 @@ class Segments:
             # The engine must get an answer, or it would wait for this one for ever: a map that has no chunk of ours.
             # It replaces nothing that the engine has, and what is stale stays so.
             self._log.error("map cannot be looked up", volume=volume_id, segment=segment, reason=error.message)
-            entries, version, registrations = bytes(SEGMENT_MAP_BYTES), 0, -1
+            entries, made, registrations = bytes(SEGMENT_MAP_BYTES), NONE, -1
         # No await from here on.
         if self._volumes.get(volume_id) is not volume:
             return  # forgotten meanwhile: nothing of it is to come back
         if not only_ours or segment in volume.told_at or self._is_in(entries):
             volume.told_at[segment] = trio.current_time()
-            self._engine.set_segment(volume_id, segment, entries, version)
+            self._engine.set_segment(volume_id, segment, entries, made)
         if registrations == self._registrations:
             self._stale.discard((volume_id, segment))
             self._settle()
 
     async def _ask(self, volume_id: int, segment: int) -> tuple[bytes, int, int]:
-        """The entries, a version that has them, and how many registrations there had been when the question was put."""
+        """The entries, the version that they are of, and how many registrations there had been at the question."""
         while True:
             registrations = self._registrations
             try:
-                answer = await self._call("map.segment", {"volume_id": volume_id, "segment": segment})
+                body = await self._call("map.segment", {"volume_id": volume_id, "segment": segment})
             except (UnreachableError, TimedOutError):
                 await trio.sleep(RETRY_SECONDS)
                 continue
-            match answer:
-                case {"version": int(version), "entries": bytes(entries)} if len(entries) == SEGMENT_MAP_BYTES:
-                    return entries, version, registrations
-            raise ProtocolError(f"the MDM's map of segment {segment} of volume {volume_id} cannot be read")
+            try:
+                entries, made = body["entries"], int(body["version"])
+            except (TypeError, KeyError, ValueError) as error:
+                raise ProtocolError(f"the MDM's map of volume {volume_id} cannot be read: {error!r}") from None
+            if not _is_whole(entries):
+                raise ProtocolError(f"the MDM's map of segment {segment} of volume {volume_id} has a wrong size")
+            return entries, made, registrations
 
     async def _fetch_each(self, todo: list[Key], registrations: int) -> None:
         while todo and registrations == self._registrations:
@@ -224,3 +232,7 @@ class Segments:
         return any(
             us in (primary, secondary, learner) for _, primary, secondary, learner, _ in _ENTRY.iter_unpack(entries)
         )
+
+
+def _is_whole(entries: Any) -> bool:
+    return isinstance(entries, bytes) and len(entries) == SEGMENT_MAP_BYTES

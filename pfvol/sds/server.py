@@ -109,7 +109,7 @@ class Server:
         # be known here before the MDM goes away. (Before we serve, there is nothing to tell the engine yet: an SDS
         # registers once more when it does.)
         self._volumes.doubt()
-        self.set_rates(reply["resync"])
+        self.set_rates(reply.get("resync", {}))
         if self._nursery is not None:
             if self._segments.registered(int(reply["map_version"])):
                 self._spawn(self._segments.catch_up)
@@ -132,8 +132,10 @@ class Server:
             await self._segments.prefetch(volume_id, told.segments)
 
     async def map_changed(self, body: Any) -> None:
-        """Returns when the engine has taken the change."""
-        self._segments.pushed(*self._segments.parse_push(body))
+        """Returns when the engine acts on a map of this version: the MDM counts on it."""
+        push = self._segments.parse_push(body)
+        self._segments.pushed(push)
+        await self._segments.reached(push.version)
         await self._barrier()
 
     def set_rates(self, pools: Any) -> None:

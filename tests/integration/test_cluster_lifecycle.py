@@ -204,3 +204,20 @@ def test_status_of_nothing(tmp_path: Path, cli: Callable[..., Any]) -> None:
     assert "cluster up" in result.stderr
     with pytest.raises(NotFoundError):
         localcluster.status(tmp_path)
+
+
+def test_a_clean_stop_leaves_nobody_out(fresh_cluster: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: the MDM stops before any SDS, so that there is nobody to leave out those who stop a moment earlier."""
+    stopped: list[list[int]] = []
+    stop = childprocess.stop
+
+    def noted(identities: Any, grace_seconds: float) -> Any:
+        stopped.append([identity.pid for identity in identities])
+        return stop(identities, grace_seconds)
+
+    monkeypatch.setattr(childprocess, "stop", noted)
+    cluster = fresh_cluster(**SMALL)
+    before = pids(cluster)
+    localcluster.down(cluster.data_dir)
+    assert stopped == [[before["mdm1"]], [before["sds1"], before["sds2"]]]
+    assert not any("left out" in log.read_text() for log in cluster.data_dir.glob("*/log"))

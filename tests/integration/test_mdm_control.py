@@ -258,7 +258,8 @@ async def test_maps_are_given_to_those_who_may_have_them(tmp_path: Path) -> None
         await mdm.client.post("/vol/map", volume_id="v", sdc_id="c1")
         segment = await sdc.call("map.segment", {"volume_id": volume_id, "segment": 0})
         assert len(segment) == SEGMENT_CHUNKS * ENTRY.size
-        assert segment == await all_sds[0].session.call("map.segment", {"volume_id": volume_id, "segment": 0})
+        told = await all_sds[0].session.call("map.segment", {"volume_id": volume_id, "segment": 0})
+        assert told == {"version": 1, "entries": segment}
         assert all(primary != secondary for _, primary, secondary, _, _ in ENTRY.iter_unpack(segment[: 256 * 12]))
         info = await all_sds[0].session.call("map.volume", {"volume_id": volume_id})
         assert (info["size_bytes"], info["segments"], len(info["mappings"])) == (1024**3, 1, 1)

@@ -11,6 +11,7 @@ import trio
 from mdm.witness import PING_SECONDS_MAX, SILENT_AFTER_SECONDS
 from pfvol.errors import ConflictError, DeniedError, InvalidError, NotFoundError
 from tests.support.mdmdaemon import FakeSds, Mdm, Nodes, back, chunks_of, cluster, never, nodes, running_mdm, until
+from tests.support.waiting import poll_until_async
 
 
 async def make_volume(mdm: Mdm, name: str = "v", size: str = "1GiB") -> int:
@@ -103,11 +104,15 @@ async def test_one_that_answers_but_says_nothing_of_the_trouble_is_replaced_late
         entries = await s1.fetch(volume_id)
         started = trio.current_time()
         assert (await s1.leave_out(s2))["left"] == len(chunks_of(entries, s1, s2))
-        while not (left := (await s1.leave_out(s2))["left"]):
-            assert trio.current_time() - started < SILENT_AFTER_SECONDS + 2
-            await trio.sleep(0.1)
+        answers: list[int] = []
+
+        async def left_out() -> bool:
+            answers.append((await s1.leave_out(s2))["left"])
+            return answers[-1] > 0
+
+        await poll_until_async(left_out)
         assert trio.current_time() - started >= SILENT_AFTER_SECONDS
-        assert left == len(chunks_of(entries, s2, s1))
+        assert answers[-1] == len(chunks_of(entries, s2, s1))
 
 
 async def test_one_that_says_a_word_of_the_trouble_is_not_replaced(tmp_path: Path) -> None:
@@ -115,10 +120,13 @@ async def test_one_that_says_a_word_of_the_trouble_is_not_replaced(tmp_path: Pat
     async with cluster(tmp_path) as (mdm, _made, (s1, s2, _s3)):
         await make_volume(mdm)
         ends = trio.current_time() + SILENT_AFTER_SECONDS + 0.5
-        while trio.current_time() < ends:
+
+        async def long_enough() -> bool:
             assert (await s2.leave_out(s1, as_primary=False))["left"] == 0
             assert (await s1.leave_out(s2, as_primary=False))["left"] == 0
-            await trio.sleep(0.2)
+            return trio.current_time() >= ends
+
+        await poll_until_async(long_enough)
 
 
 async def test_chunks_that_are_excepted_or_named(tmp_path: Path) -> None:
@@ -175,6 +183,25 @@ async def test_when_the_last_copy_is_away_the_volume_says_for_whom_it_waits(tmp_
         assert volume["reasons"][0].endswith("waiting for SDS s1")
         await back(made, mdm, s1)
         assert (await mdm.client.get("/vol/v"))["health"] == "DEGRADED"
+
+
+async def test_a_chunk_with_one_copy_is_shown_and_verified_as_such(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (mdm, _made, (s1, s2, s3)):
+        volume_id = await make_volume(mdm)
+        entries = await s1.fetch(volume_id)
+        alone = chunks_of(entries, s1, s2)
+        await s1.leave_out(s2, as_secondary=False)
+        shown = await mdm.client.get("/vol/v/chunks")
+        assert [chunk["index"] for chunk in shown if chunk["is_degraded"]] == alone
+        copies = [
+            (copy["sds_name"], copy["is_available"], copy["is_rebuilding"]) for copy in shown[alone[0]]["replicas"]
+        ]
+        assert copies == [("s1", True, False), ("s2", False, True)]
+        for sds in (s1, s2, s3):
+            sds.answers["verify"] = lambda params: [[False, None, None]] * params["count"]
+        report = await mdm.client.post("/vol/v/verify")
+        assert {problem["problem"] for problem in report["problems"]} == {"one copy"}
+        assert report["problem_count"] == len(alone)
 
 
 # -- learners

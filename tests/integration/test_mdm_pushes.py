@@ -12,6 +12,7 @@ from mdm.commands import CreateVolume, MapVolume, SetLearners
 from mdm.pushes import PUSH_SEGMENTS_MAX, REPLACED_FIRST_SECONDS_MAX
 from mdm.witness import PING_SECONDS_MAX
 from tests.support.mdmdaemon import Core, FakeSds, back, chunks_of, core_cluster, never, until
+from tests.support.waiting import poll_until_async
 
 GIB = 1024**3
 
@@ -43,22 +44,24 @@ async def test_who_was_replaced_hears_of_it_first(tmp_path: Path) -> None:
     async with core_cluster(tmp_path) as (mdm, _made, (s1, s2, s3)):
         volume_id, chunk = await moving(mdm, s1, s2, s3)
         order: list[str] = []
+        gate = trio.Event()
 
         def slow(name: str) -> Callable[[Any], Any]:
             async def take(_: Any) -> None:
-                order.append(f"{name} is told")
-                await trio.sleep(REPLACED_FIRST_SECONDS_MAX / 3)
-                order.append(f"{name} confirms")
+                order.append(name)
+                await gate.wait()
 
             return take
 
         for sds in (s1, s2, s3):
             sds.answers["map.changed"] = slow(sds.name)
         assert await s1.learned(s3, [[volume_id, chunk, 2]]) == {"joined": 1, "version": 2}
+        await until(lambda: len(order) > 0, "one is told")
+        gate.set()
         await until(lambda: s1.version == s2.version == s3.version == 2, "everybody has the map")
         (entry,) = {sds.entries(volume_id)[chunk] for sds in (s1, s2, s3)}
         names = {sds.sds_id: sds.name for sds in (s1, s2, s3)}
-        assert order[:2] == [f"{names[entry[4]]} is told", f"{names[entry[4]]} confirms"]
+        assert order[0] == names[entry[4]]
 
 
 async def test_who_was_replaced_and_does_not_confirm_holds_the_others_up_only_briefly(tmp_path: Path) -> None:
@@ -89,6 +92,24 @@ async def test_nobody_is_left_out_of_a_chunk_whose_move_nobody_has_confirmed(tmp
         gate.set()
         await until(lambda: s1.version == s2.version == 2, "they have confirmed")
         assert (await s3.leave_out(stays, chunks=named))["left"] == 1
+
+
+async def test_a_move_is_settled_too_when_a_member_has_registered_again_and_confirmed(tmp_path: Path) -> None:
+    async with core_cluster(tmp_path) as (mdm, made, (s1, s2, s3)):
+        volume_id, chunk = await moving(mdm, s1, s2, s3)
+        for sds in (s1, s2):
+            sds.answers["map.changed"] = never
+        await s1.learned(s3, [[volume_id, chunk, 2]])
+        await until(lambda: s3.version == 2, "the learner has the map")
+        stays = s1 if s3.entries(volume_id)[chunk][1] == s1.sds_id else s2
+        again = await back(made, mdm, stays)
+        assert again.admission["map_version"] == 2
+        assert await again.wait_told("map.changed") == [{"version": 2, "segments": []}]
+
+        async def left_out() -> bool:
+            return bool((await again.leave_out(s3, as_secondary=False))["left"])
+
+        await poll_until_async(left_out)
 
 
 # -- pushes

@@ -36,7 +36,9 @@ class PlayedSecondary:
             await self.answer(request)
 
     async def answer(self, request: Reply, status: int = wire.ST_OK, body: bytes = b"") -> None:
-        kept = {key: request.header[key] for key in ("request_id", "volume_id", "chunk_index", "offset", "length", "op_id")}
+        kept = {
+            key: request.header[key] for key in ("request_id", "volume_id", "chunk_index", "offset", "length", "op_id")
+        }
         opcode = request.header["opcode"] | wire.OP_REPLY
         await self.link.send(wire.pack_header(opcode, **kept, status=status, body_length=len(body)) + body)
 

@@ -17,11 +17,11 @@ from datapath import wire
 from pfvol.errors import NotFoundError, UnauthorizedError, UnreachableError
 from pfvol.rpc.server import Server
 from pfvol.sdc import daemon
-from pfvol.sdc.session import SdcSession
+from pfvol.sdc.session import SdcSession, serving
 from tests.integration.sdc_world import CLUSTER_ID, MIB, POOL, SDC_ID, SECRET, FakeMdm, World, value
 from tests.support.cluster import is_mounted
 from tests.support.waiting import poll_until_async
-from tests.unit.sdcengine_fakes import only
+from tests.unit.sdcengine_fakes import only, segment
 
 
 @asynccontextmanager
@@ -149,11 +149,29 @@ async def test_a_changed_map_is_fetched(tmp_path: Path) -> None:
         await poll_until_async(lambda: value(it.mdm.count("map.segment") == before + 2), what="all of it again")
 
 
+async def test_while_an_sds_is_away_the_map_of_what_it_serves_is_asked_for_again(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        await thread(write, it.file(1), 0, b"x" * 4096)
+        before, connections = it.mdm.count("map.segment"), len(it.clients)
+        address, it.mdm.peers[0]["data_address"] = it.mdm.peers[0]["data_address"], None
+        await it.mdm.tell("peers", peers=it.mdm.peers)
+        it.sds[1].reset()
+        await poll_until_async(lambda: value(it.mdm.count("map.segment") >= before + 3), what="the map asked for")
+        it.mdm.peers[0]["data_address"] = address
+        await it.mdm.tell("peers", peers=it.mdm.peers)
+        await poll_until_async(lambda: value(len(it.clients) > connections), what="the SDS connected again")
+
+
 async def test_unmounted_by_anybody_it_ends(tmp_path: Path) -> None:
     async with world(tmp_path) as it:
         await thread(daemon.mount.unmount, str(it.path))
         with trio.fail_after(10):
             await it.ended.wait()
+
+
+def test_who_serves_a_segment() -> None:
+    assert serving(segment((1, 1, 2), (4, 3, 0))) == {1, 2, 3}
+    assert serving(bytes(12)) == frozenset()
 
 
 async def test_a_wrong_secret_is_said_at_once() -> None:

@@ -75,6 +75,8 @@ class Mdm:
             "capability_key": KEY,
             "devices": [{"index": index, "path": None, "slots": SLOTS} for index in range(self.devices)],
             "reserved_slots": 0,
+            "map_version": 0,
+            "resync": {},
             "peers": [],
             "purge": self.purge,
             "volumes": [],

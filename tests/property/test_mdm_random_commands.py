@@ -14,6 +14,7 @@ from mdm import invariants
 from mdm.commands import (
     AddSdc,
     AddSds,
+    CancelRebuild,
     CreateFaultSet,
     CreatePool,
     CreateProtectionDomain,
@@ -25,6 +26,7 @@ from mdm.commands import (
     ExtendVolume,
     ForceAlone,
     JoinLearners,
+    KeepSds,
     LeaveOut,
     MapVolume,
     RegisterSdc,
@@ -32,12 +34,15 @@ from mdm.commands import (
     RemoveSds,
     SetLearners,
     SetSdsState,
+    StartRebuild,
     UnmapVolume,
     UpdatePool,
     VolumePurged,
 )
+from mdm.health import down
 from mdm.model import State
 from mdm.placement import Candidate, fits, place
+from mdm.rebuild import domain_of, plan
 from mdm.segments import ENTRY, differences, entry_of
 from mdm.store.codec import decode, encode
 from mdm.transition import apply
@@ -151,6 +156,29 @@ class Commands(RuleBasedStateMachine):
     @rule(number=numbers)
     def remove_sds(self, number: int) -> None:
         self.run(RemoveSds(sds_id=number))
+
+    @rule(number=numbers)
+    def keep_sds(self, number: int) -> None:
+        self.run(KeepSds(sds_id=number))
+
+    @rule(number=numbers, start=st.booleans())
+    def start_or_cancel_rebuild(self, number: int, start: bool) -> None:
+        self.run(StartRebuild(pool_id=number) if start else CancelRebuild(pool_id=number))
+
+    @rule(number=numbers, waits=st.booleans())
+    def rebuild(self, number: int, waits: bool) -> None:
+        """Whatever the state is, the plan is one that can be carried out, and promises no slot twice."""
+        before = self.state
+        away: frozenset[int] = frozenset() if waits else down(before)
+        domain = domain_of(before, number, {}, away={pool.pool_id: away for pool in before.pools_of(number)})
+        choices = plan(domain, before.maps).choices
+        self.run(SetLearners(choices=choices))
+        for volume_id, rows in choices.items():
+            segments = self.state.maps[volume_id]
+            for chunk, _, sds_id in rows:
+                assert entry_of(segments, chunk).roles.learner == sds_id, "no choice was refused"
+        for sds in self.state.sds.values():
+            assert sds.thick_slots <= max(before.sds[sds.sds_id].thick_slots, sds.slots)
 
     @rule(name=names, register=st.booleans())
     def add_sdc(self, name: str, register: bool) -> None:

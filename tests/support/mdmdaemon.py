@@ -128,8 +128,8 @@ class FakeSds:
 
     async def fetch(self, volume_id: int, segment: int = 0) -> list[tuple[int, ...]]:
         """The entries of a segment as the MDM has them now."""
-        entries = await self.session.call("map.segment", {"volume_id": volume_id, "segment": segment})
-        self.maps[volume_id, segment] = entries
+        answer = await self.session.call("map.segment", {"volume_id": volume_id, "segment": segment})
+        self.maps[volume_id, segment] = answer["entries"]
         return self.entries(volume_id, segment)
 
     def entries(self, volume_id: int, segment: int = 0) -> list[tuple[int, ...]]:

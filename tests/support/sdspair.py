@@ -150,12 +150,14 @@ class Pair:
 
 
 @asynccontextmanager
-async def running_sds(directory: Path, sds_id: int, mdm: PlayedMdm) -> AsyncIterator[RunningSds]:
+async def running_sds(
+    directory: Path, sds_id: int, mdm: PlayedMdm, *, slots: int = SLOTS, device_count: int = 2
+) -> AsyncIterator[RunningSds]:
     """An SDS on the devices in ``directory`` (made when there are none), without peers until it is told of them."""
     devices = Devices(directory, load_state(directory))
     devices.adopt(CLUSTER, sds_id)
     await devices.open()
-    told = parse_specs(directory, [{"index": index, "path": None, "slots": SLOTS} for index in range(2)])
+    told = parse_specs(directory, [{"index": index, "path": None, "slots": slots} for index in range(device_count)])
     await devices.make(devices.missing(told))
     assert devices.failed == {}
     sock = await acceptor.bind("127.0.0.1", 0)
@@ -188,9 +190,13 @@ async def running_sds(directory: Path, sds_id: int, mdm: PlayedMdm) -> AsyncIter
 
 
 @asynccontextmanager
-async def running_pair(directory: Path, mdm: PlayedMdm | None = None) -> AsyncIterator[Pair]:
+async def running_pair(directory: Path, mdm: PlayedMdm | None = None, **shape: int) -> AsyncIterator[Pair]:
+    """``shape``: see ``running_sds``."""
     mdm = mdm or PlayedMdm()
-    async with running_sds(directory / "one", 1, mdm) as one, running_sds(directory / "two", 2, mdm) as two:
+    async with (
+        running_sds(directory / "one", 1, mdm, **shape) as one,
+        running_sds(directory / "two", 2, mdm, **shape) as two,
+    ):
         for sds in (one, two):
             sds.server.set_peers([one.peer(), two.peer()])
 

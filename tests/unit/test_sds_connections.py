@@ -18,7 +18,7 @@ from pfvol import handshake
 from pfvol.errors import ConfigError, Error, ProtocolError, UnauthorizedError
 from pfvol.sds import acceptor
 from pfvol.sds.acceptor import Acceptor, Clients
-from pfvol.sds.peers import Identity, PeerRecord, Peers, parse_peers
+from pfvol.sds.peers import FIRST_TRY_SECONDS, Identity, PeerRecord, Peers, parse_peers
 from tests.support.waiting import poll_until_async
 
 SECRET = bytes(range(32))
@@ -66,11 +66,11 @@ class Node:
 
 
 @asynccontextmanager
-async def sds(sds_id: int, incarnation: int = 10, port: int = 0) -> AsyncIterator[Node]:
+async def sds(sds_id: int, incarnation: int = 10, port: int = 0, **callbacks: Any) -> AsyncIterator[Node]:
     sock = await acceptor.bind("127.0.0.1", port)
     engine = Engine()
     identity = Identity(SECRET, CLUSTER, sds_id, incarnation, incarnation)
-    peers = Peers(identity, engine)
+    peers = Peers(identity, engine, **callbacks)
     node = Node(sds_id, sock.getsockname()[1], engine, peers)
     try:
         async with trio.open_nursery() as nursery:
@@ -135,6 +135,73 @@ async def test_a_peer_that_starts_late_is_found() -> None:
         async with sds(2, port=port) as two:
             two.peers.update([one.record()])
             await until(lambda: one.peers.connected == 1)
+
+
+async def test_a_lost_peer_that_cannot_be_reached_is_told_of_until_it_is_back() -> None:
+    failed: list[int] = []
+    connected: list[int] = []
+    sock = await acceptor.bind("127.0.0.1", 0)
+    port = sock.getsockname()[1]
+    sock.close()
+    async with sds(1, connected=connected.append, failed=failed.append) as one:
+        one.peers.update([PeerRecord(2, "127.0.0.1", port, 10, True)])
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert failed == []  # it was never here
+        async with sds(2, port=port) as two:
+            two.peers.update([one.record()])
+            await until(lambda: connected == [2])
+            assert not await one.peers.refuses(2)
+        assert one.peers.incarnation(2) == 10
+        one.peers.lost(2, next(conn for conn, peer in enumerate(one.engine.peers, 1) if peer[2]))
+        await until(lambda: len(failed) >= 3)
+        assert await one.peers.refuses(2)
+        async with sds(2, port=port) as two:
+            two.peers.update([one.record()])
+            await until(lambda: connected == [2, 2])
+        assert set(failed) == {2}
+
+
+async def test_a_peer_that_is_silent_is_given_up_in_a_moment(autojump_clock: trio.testing.MockClock) -> None:
+    """A frozen process: its kernel accepts, nobody answers."""
+    failed: list[float] = []
+    sock = await acceptor.bind("127.0.0.1", 0)
+    sock.listen(5)
+    async with sds(1, failed=lambda _: failed.append(trio.current_time())) as one:
+        one.peers.update([PeerRecord(2, *sock.getsockname(), 10, True)])
+        one.peers._links[2].incarnation = 10  # as if it had been connected
+        started = trio.current_time()
+        await trio.sleep(5)
+        assert failed[0] - started == pytest.approx(FIRST_TRY_SECONDS, abs=0.05)
+        assert 3 <= len(failed) <= 6
+        assert not await one.peers.refuses(2)
+    sock.close()
+
+
+async def test_a_peer_that_is_held_is_not_connected_in_either_direction_until_it_is_released() -> None:
+    async with sds(1) as one, sds(2) as two:
+        for node in (one, two):
+            node.peers.update([one.record(), two.record()])
+        await until(lambda: len(one.engine.peers) == len(two.engine.peers) == 2)
+        one.peers.hold(2)
+        two.peers.lost(1, next(conn for conn, peer in enumerate(two.engine.peers, 1) if peer[2]))
+        with pytest.raises(handshake.NotReadyError):
+            await client(one, role=wire.ROLE_SDS, node_id=2, incarnation=10)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert len(one.engine.peers) == 2
+        assert (one.peers.connected, two.peers.connected) == (0, 0)
+        one.peers.release(2)
+        await until(lambda: len(one.engine.peers) == len(two.engine.peers) == 4)
+
+
+async def test_a_handshake_that_ends_while_the_peer_is_held_is_thrown_away() -> None:
+    async with sds(1) as one, sds(2) as two:
+        two.peers.update([one.record()])
+        one.peers.update([two.record()])
+        one.peers.hold(2)  # the first attempt is under way
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert [peer for peer in one.engine.peers if peer[2]] == []
+        one.peers.release(2)
+        await until(lambda: one.peers.connected == 1)
 
 
 async def test_a_peer_that_is_no_longer_listed_is_closed() -> None:

@@ -14,7 +14,7 @@ import trio.testing
 
 from pfvol.constants import SEGMENT_ENTRY_FORMAT
 from pfvol.errors import ConflictError, NotFoundError, ProtocolError, UnreachableError
-from pfvol.sds.segments import SEGMENT_MAP_BYTES, Segments
+from pfvol.sds.segments import SEGMENT_MAP_BYTES, Push, Segments
 
 US, VOLUME = 1, 9
 SETTLED = 0.005
@@ -36,8 +36,11 @@ class Engine:
         self.segments: dict[tuple[int, int], int] = {}
         self.version = 0
 
-    def set_segment(self, volume_id: int, segment_index: int, entries: bytes) -> None:
+    def set_segment(self, volume_id: int, segment_index: int, entries: bytes, version: int) -> None:
         key = (volume_id, segment_index)
+        # Whoever left a set by this change must be known to know it.
+        epoch = epoch_of(entries)
+        assert all(made <= version for made, of in self.mdm.history.get(key, []) if of <= epoch)
         self.segments[key] = max(self.segments.get(key, 0), epoch_of(entries))
         self.check()
 
@@ -66,18 +69,18 @@ class Mdm:
         self.at_once = 0
         self.at_once_max = 0
 
-    def change(self, segment: int = 0, volume_id: int = VOLUME, *members: int) -> tuple[int, list[Any]]:
+    def change(self, segment: int = 0, volume_id: int = VOLUME, *members: int) -> Push:
         key = (volume_id, segment)
         self.version += 1
         epoch = epoch_of(self.maps.get(key, bytes(4))) + 1
         self.maps[key] = entries(epoch, *members)
         self.history.setdefault(key, []).append((self.version, epoch))
-        return self.version, [(volume_id, segment, self.maps[key])]
+        return Push(self.version, self.version, [(volume_id, segment, self.maps[key])])
 
     def epoch_at(self, key: tuple[int, int], version: int) -> int:
         return max((epoch for at, epoch in self.history.get(key, []) if at <= version), default=0)
 
-    async def call(self, method: str, params: dict[str, Any]) -> bytes:
+    async def call(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         assert method == "map.segment"
         self.asked += 1
         self.at_once += 1
@@ -88,12 +91,13 @@ class Mdm:
             if self.failing:
                 raise self.failing.pop()
             answer = self.maps.get((params["volume_id"], params["segment"]))
+            version = self.version
             await self.gate.wait()
             if self.away:
                 raise UnreachableError("lost")
             if answer is None:
                 raise NotFoundError("no such volume")
-            return answer
+            return {"version": version, "entries": answer}
         finally:
             self.at_once -= 1
 
@@ -135,35 +139,37 @@ async def test_a_push_raises_the_version_when_its_segments_are_there() -> None:
         it.mdm.change()
         it.fetch()
         await it.settle()
-        it.segments.pushed(*it.mdm.change())
+        it.segments.pushed(it.mdm.change())
         assert it.engine.segments == {(VOLUME, 0): 2}
-        assert it.engine.version == it.segments.version == 2
+        assert it.engine.version == 2
 
 
-async def test_the_first_version_is_that_of_the_registration() -> None:
+@pytest.mark.parametrize("changes", [1, 2])
+async def test_the_first_version_is_that_of_the_registration(changes: int) -> None:
     async with running() as it:
-        it.mdm.change()
+        for _ in range(changes):
+            it.mdm.change()
         it.register()
-        assert it.engine.version == 1
+        assert it.engine.version == changes
 
 
 async def test_nothing_is_raised_before_there_was_a_registration() -> None:
     async with running() as it:
-        it.segments.pushed(*it.mdm.change())
+        it.segments.pushed(it.mdm.change())
         assert it.engine.version == 0
 
 
 async def test_what_the_engine_does_not_know_or_has_no_part_in_is_left_out_of_a_push() -> None:
     async with running() as it:
         it.register()
-        it.segments.pushed(*it.mdm.change())
+        it.segments.pushed(it.mdm.change())
         assert it.engine.segments == {}
         it.segments.add(VOLUME)
-        it.segments.pushed(*it.mdm.change(3, VOLUME, 2, 3))
+        it.segments.pushed(it.mdm.change(3, VOLUME, 2, 3))
         assert it.engine.segments == {}
-        it.segments.pushed(*it.mdm.change(3))
+        it.segments.pushed(it.mdm.change(3))
         assert it.engine.segments == {(VOLUME, 3): 2}
-        it.segments.pushed(*it.mdm.change(3, VOLUME, 2, 3))  # it has to learn that it is out
+        it.segments.pushed(it.mdm.change(3, VOLUME, 2, 3))  # it has to learn that it is out
         assert it.engine.segments == {(VOLUME, 3): 3}
         assert it.engine.version == 4
 
@@ -175,7 +181,7 @@ async def test_a_push_that_overtakes_an_older_answer_is_not_undone_by_it() -> No
         it.mdm.gate = trio.Event()
         it.fetch()
         await it.settle()  # the answer of version 1 is on its way
-        it.segments.pushed(*it.mdm.change())
+        it.segments.pushed(it.mdm.change())
         assert it.engine.version == 2
         it.mdm.gate.set()
         await it.settle()
@@ -191,13 +197,13 @@ async def test_what_was_missed_holds_the_version_back_until_all_is_fetched(
             it.mdm.change(segment)
             it.fetch(segment)
         await trio.sleep(1)
-        it.segments.pushed(it.mdm.version, [])
+        it.segments.pushed(Push(it.mdm.version, it.mdm.version, []))
         for segment in range(20):  # nobody is told
             it.mdm.change(segment)
         it.mdm.gate = trio.Event()
         it.mdm.at_once_max = 0
         it.register()
-        it.segments.pushed(*it.mdm.change(7))
+        it.segments.pushed(it.mdm.change(7))
         await trio.sleep(1)
         assert it.engine.version == 20
         it.mdm.gate.set()
@@ -215,7 +221,7 @@ async def test_a_push_of_the_new_session_before_its_registration_does_not_raise(
         await it.settle()
         it.mdm.change()  # missed
         it.segments.lost()
-        it.segments.pushed(*it.mdm.change(1))
+        it.segments.pushed(it.mdm.change(1))
         assert it.engine.version == 0
         assert it.segments.registered(it.mdm.version)
         assert it.engine.version == 0
@@ -270,12 +276,12 @@ async def test_a_version_that_did_not_move_asks_for_nothing() -> None:
         it.mdm.change()
         it.fetch()
         await it.settle()
-        it.segments.pushed(it.mdm.version, [])
+        it.segments.pushed(Push(it.mdm.version, it.mdm.version, []))
         asked = it.mdm.asked
         it.register()
         await it.settle()
         assert it.mdm.asked == asked
-        it.segments.pushed(*it.mdm.change())
+        it.segments.pushed(it.mdm.change())
         assert it.engine.version == 2
 
 
@@ -329,9 +335,10 @@ async def test_what_was_forgotten_while_it_was_asked_for_does_not_come_back() ->
     [
         {},
         None,
-        {"version": 2, "segments": [[VOLUME, 0]]},
-        {"version": 2, "segments": [[VOLUME, 0, b"short"]]},
-        {"version": "x", "segments": []},
+        {"version": 2, "segments": []},
+        {"version": 2, "made": 2, "segments": [[VOLUME, 0]]},
+        {"version": 2, "made": 2, "segments": [[VOLUME, 0, b"short"]]},
+        {"version": "x", "made": 2, "segments": []},
     ],
 )
 async def test_a_push_that_cannot_be_read_stops_the_version_until_the_next_registration(body: Any) -> None:
@@ -343,7 +350,7 @@ async def test_a_push_that_cannot_be_read_stops_the_version_until_the_next_regis
         it.mdm.change()
         with pytest.raises(ProtocolError):
             it.segments.parse_push(body)
-        it.segments.pushed(*it.mdm.change(1))
+        it.segments.pushed(it.mdm.change(1))
         assert it.engine.version == 0
         it.register()
         await it.settle()
@@ -363,7 +370,7 @@ async def test_waiting_for_a_version_ends_when_it_is_in_force() -> None:
             it.nursery.start_soon(wait, version)
         await it.settle()
         assert reached == [0]
-        it.segments.pushed(*it.mdm.change())
+        it.segments.pushed(it.mdm.change())
         await it.settle()
         assert reached == [0, 1]
 
@@ -374,7 +381,7 @@ async def test_any_order_of_answers_pushes_and_sessions(seed: int, autojump_cloc
     rng = random.Random(seed)
     async with running() as it:
         it.register()
-        unsent: list[tuple[int, list[Any]]] = []
+        unsent: list[Push] = []
         connected = True
         for _ in range(120):
             match rng.randrange(8):
@@ -383,7 +390,7 @@ async def test_any_order_of_answers_pushes_and_sessions(seed: int, autojump_cloc
                     if connected:
                         unsent.append(change)
                 case 2 | 3 if unsent:
-                    it.segments.pushed(*unsent.pop(0))
+                    it.segments.pushed(unsent.pop(0))
                 case 4:
                     it.nursery.start_soon(it.segments.answer_miss, VOLUME, rng.randrange(4))
                 case 5:

@@ -71,6 +71,7 @@ class Mdm:
         self.away = False
         self.asked: Counter[str] = Counter()
         self.held: dict[str, trio.Event] = {}
+        self.replies: dict[str, Any] = {}
 
     def add(self, size_bytes: int = SEGMENT, mappings: tuple[tuple[int, int, bool], ...] = ((SDC, 11, False),)) -> None:
         self.volumes[VOLUME] = info(size_bytes, mappings)
@@ -84,6 +85,8 @@ class Mdm:
         await trio.lowlevel.checkpoint()
         if self.away:
             raise UnreachableError("away")
+        if method in self.replies:
+            return self.replies[method]
         if params["volume_id"] not in self.volumes:
             raise NotFoundError("no such volume")
         answer: Any = self.volumes[params["volume_id"]]
@@ -91,7 +94,7 @@ class Mdm:
             answer = self.maps.get((params["volume_id"], params["segment"]), entries((1, 2)))
         if method in self.held:
             await self.held[method].wait()
-        return answer
+        return {"version": 3, "entries": answer} if method == "map.segment" else answer
 
 
 def info(size_bytes: int, mappings: tuple[tuple[int, int, bool], ...]) -> dict[str, Any]:
@@ -301,7 +304,7 @@ async def test_a_miss_of_the_engine_is_answered_when_the_mdm_is_back(autojump_cl
         assert sds.engine.named("set_segment", "set_volume") == []
         sds.mdm.away = False
         await trio.sleep(1)
-        assert ("set_segment", VOLUME, 3, entries((1, 2))) in sds.engine.commands
+        assert ("set_segment", VOLUME, 3, entries((1, 2)), 3) in sds.engine.commands
 
 
 async def test_a_map_that_is_doubted_again_and_again_is_asked_for_now_and_then(
@@ -326,7 +329,7 @@ async def test_a_map_that_is_none_still_answers_the_engine(nonsense: Any) -> Non
         sds.mdm.maps[VOLUME, 0] = nonsense
         sds.engine.say("map_miss", VOLUME, 0)
         await sds.settle()
-        assert sds.engine.named("set_segment") == [("set_segment", VOLUME, 0, bytes(SEGMENT_MAP_BYTES))]
+        assert sds.engine.named("set_segment") == [("set_segment", VOLUME, 0, bytes(SEGMENT_MAP_BYTES), 0)]
 
 
 async def test_only_segments_that_involve_us_are_fetched_ahead() -> None:
@@ -353,7 +356,7 @@ async def test_an_extend_brings_the_new_chunks_before_the_new_size() -> None:
         sds.mdm.maps[VOLUME, 0] = entries((1, 2), (2, 1))
         await sds.server.changed(VOLUME, sds.mdm.volumes[VOLUME])
         assert sds.engine.commands == [
-            ("set_segment", VOLUME, 0, entries((1, 2), (2, 1))),
+            ("set_segment", VOLUME, 0, entries((1, 2), (2, 1)), 3),
             ("set_volume", VOLUME, 2 * CHUNK_SIZE_BYTES, False, False, POOL),
         ]
 
@@ -448,3 +451,80 @@ async def test_what_the_engine_only_mentions_is_taken() -> None:
         sds.engine.say("capability", CONN, 1, VOLUME, token())
         await sds.settle()
         assert sds.engine.named("grant", "refuse") == []  # its connection has closed
+
+
+def pushed(version: int, *segments: list[Any]) -> dict[str, Any]:
+    return {"version": version, "made": version, "segments": list(segments)}
+
+
+async def test_a_change_of_the_map_is_confirmed_when_the_engine_has_it(autojump_clock: trio.testing.MockClock) -> None:
+    async with serving() as sds:
+        sds.server.registered({**REPLY, "map_version": 4})
+        sds.mdm.add()
+        await sds.show(token())
+        sds.engine.commands.clear()
+        await sds.server.map_changed(pushed(5, [VOLUME, 0, entries((2, 1))], [VOLUME + 1, 0, entries((2, 1))]))
+        assert sds.engine.commands == [
+            ("set_segment", VOLUME, 0, entries((2, 1)), 5),
+            ("set_map_version", 5),
+            ("verify", 0, 0),
+        ]
+        sds.engine.mute = True
+        with pytest.raises(TimedOutError):
+            await sds.server.map_changed(pushed(6))
+
+
+async def test_a_change_of_the_map_is_not_confirmed_while_others_are_missing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with serving() as sds:
+        sds.server.registered({**REPLY, "map_version": 4})
+        sds.mdm.add()
+        await sds.show(token())
+        sds.mdm.held["map.segment"] = trio.Event()
+        sds.server.registering()
+        sds.server.registered({**REPLY, "map_version": 5})
+        confirmed = False
+
+        async def change() -> None:
+            nonlocal confirmed
+            await sds.server.map_changed(pushed(6, [VOLUME, 1, entries((2, 1))]))
+            confirmed = True
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(change)
+            await trio.sleep(5)
+            assert (confirmed, sds.engine.named("set_map_version")) == (False, [("set_map_version", 4)])
+            sds.mdm.held["map.segment"].set()
+        assert sds.engine.named("set_map_version")[1:] == [("set_map_version", 6)]
+
+
+async def test_a_silent_peer_is_left_out() -> None:
+    async with serving() as sds:
+        sds.mdm.replies["sds.leave_out"] = {"left": 3, "dead": False, "version": 8}
+        sds.engine.say("peer_silent", 2)
+        await sds.settle()
+        assert sds.engine.named("leave", "stay") == [("leave", 2)]
+        sds.engine.say("leaving", 2, True, False, [(VOLUME, 4)])
+        await sds.settle()
+        assert sds.mdm.asked["sds.leave_out"] == 1
+        sds.server.registered({**REPLY, "map_version": 8})
+        await sds.settle()
+        assert sds.engine.named("leave", "stay") == [("leave", 2), ("stay", 2)]
+
+
+async def test_learners_are_told_of() -> None:
+    async with serving() as sds:
+        sds.mdm.replies |= {"sds.learned": {}, "sds.leave_out": {}}
+        sds.engine.say("learned", 2, [(VOLUME, 4, 7)])
+        sds.engine.say("learner_lost", 2, [(VOLUME, 4)])
+        await sds.settle()
+        assert (sds.mdm.asked["sds.learned"], sds.mdm.asked["sds.leave_out"]) == (1, 1)
+
+
+async def test_the_rates_of_copying_reach_the_engine() -> None:
+    async with serving() as sds:
+        sds.server.registered({**REPLY, "resync": {3: 10, 4: 0}})
+        sds.server.set_rates({3: 20})
+        rates = [("set_resync_rate", 3, 10), ("set_resync_rate", 4, 0), ("set_resync_rate", 3, 20)]
+        assert sds.engine.named("set_resync_rate") == rates

@@ -3,7 +3,7 @@
 # with apt-get as root or through sudo, otherwise it says what to install and fails. When all is there it changes nothing and
 # needs no network.
 #
-# usage: system.sh build|demo|test        what the machine is wanted for
+# usage: system.sh build|demo|hosts|test        what the machine is wanted for
 set -eu
 
 purpose=${1:-build}
@@ -30,7 +30,14 @@ else
 fi
 case $purpose in
 demo) has fio || missing fio ;;
+hosts)
+    has fio || missing fio
+    has ip || missing iproute2
+    has nft || missing nftables
+    ;;
 test)
+    has ip || missing iproute2
+    has nft || missing nftables
     has fio || missing fio
     has mkfs.xfs || missing xfsprogs
     has mkfs.ext4 || missing e2fsprogs
