@@ -268,6 +268,7 @@ cdef struct Engine:
     uint32_t learn_volume            # the search for chunks that are to learn: place in the map's table
     uint32_t learn_chunk
     uint64_t learn_left              # found so far in this round
+    uint32_t learn_told              # chunks that wait for the MDM's word on their learner
     bint learn_single                # of chunks with one copy
     bint learn_all                   # this round takes chunks with two copies too
     uint32_t learn_rate_count
