@@ -152,6 +152,7 @@ cdef struct Chunk:
     bint unsynced                    # may differ from the other copy: does not serve until they agree
     bint doubtful                    # ours may lack something, since we have restarted and not compared it yet
     bint peer_doubtful               # the other SDS has said the same of its copy
+    bint untold                      # all of ours was sent to a secondary that was lost, and is answered to nobody yet
     uint8_t learn                    # LEARN_*
     uint64_t learn_serial            # which time it learns
     uint64_t learn_retry_ns          # it could not: not tried again before
