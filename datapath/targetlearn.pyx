@@ -31,7 +31,7 @@ from datapath.volumemap cimport MAP_SEGMENT_CHUNKS, MapEntry, MapVolume
 from datapath.wire cimport *
 
 cdef enum:
-    STEP_BLOCKS = 64
+    STEP_BLOCKS = 32                 # a step holds up the threads on both sides: 128 KiB take a third of a millisecond
     STEPS_MAX = 4                    # to one learner at a time
     HERE_MAX = 8                     # chunks with data that learn at a time, per learner
     CHUNKS_MAX = 64                  # chunks that learn at a time, per learner: most of a large volume is nowhere
@@ -399,6 +399,7 @@ cdef void copy_start(Engine* e, Op* op) noexcept nogil:
     op.job.run = copy_run
     op.job.kind = KIND_COPY
     e.learn_reads += 1
+    e.counters.reads_pooled += 1
     iopool_submit(&e.io, &op.job)
 
 

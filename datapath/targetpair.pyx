@@ -220,6 +220,11 @@ cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexce
     cdef bint good, take
     cdef bint push_all = chunk.peer_doubtful and not chunk.doubtful
     cdef bint pull_all = chunk.doubtful and not chunk.peer_doubtful
+    if pull_all and theirs == NULL and chunk.slot != SLOT_NONE:
+        e.counter += 1                                     # nothing is what everybody was shown
+        s.failed = chunk_discard(e, chunk, 0, CHUNK_BLOCKS, epoch_of(e, chunk),
+                                 (e.incarnation << SEQ_COUNTER_BITS) | e.counter) < 0
+        return
     for block in range(CHUNK_BLOCKS):
         tag_set_never(&never[0], chunk.volume_id, chunk.index, block)
         mine = &never[0] if chunk.slot == SLOT_NONE else chunk_tags(e, chunk) + block
