@@ -24,6 +24,7 @@ from datapath.tags cimport tag_check, tag_is_unknown
 from datapath.targetengine cimport (EV_LEARNED, EV_LEARNER_LOST, EV_REPAIR, emit, op_enter, op_finish, op_new,
                                     op_settle, send_head, send_ref)
 from datapath.targetmembers cimport entry_of, members_ready
+from datapath.targetops cimport ops_tell
 from datapath.targetpair cimport peer_ready, push_head
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MAP_SEGMENT_CHUNKS, MapEntry, MapVolume
@@ -294,6 +295,7 @@ cdef void advance(Engine* e, Peer* p, Learning* g) noexcept nogil:
         request(e, p, g, OP_TAGS, 0, 0)
     elif g.left == 0:
         g.chunk.learn = LEARN_WHOLE
+        ops_tell(e, p.out, g.chunk)
         if p.learner.whole_count == 0:
             p.learner.since_ns = e.now_ns
         w = &p.learner.whole[p.learner.whole_count]
