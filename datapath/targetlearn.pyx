@@ -43,6 +43,8 @@ cdef enum:
     RETRY_NS = 1000000000            # it had no room, or its disk failed
     BAD_NS = 10000000000             # a block is not good here
     LOOK_TURN = 4096                 # map entries that one turn of the loop may look at
+    LOOK_NS = 1000000                # from one such turn to the next, however busy the loop is
+    LOOK_ROUNDS = 2                  # where the first begins is chance
     LOOK_TICK = 262144
     LOOK_COST = 16                   # an entry with a learner counts as so many
     PAIRS = 512
@@ -205,7 +207,7 @@ cdef void end(Engine* e, Peer* p, Learning* g) noexcept nogil:
     at[0] = g.next
     p.learner.count -= 1
     p.learner.here -= g.here
-    e.learn_room = True
+    e.learn_room = LOOK_ROUNDS
     free(g)
 
 
@@ -461,9 +463,11 @@ cdef void learn_tick(Engine* e) noexcept nogil:
     cdef Peer* p = e.peer_list
     cdef uint32_t idle = 0, count = 0
     e.wait_ms = LEARN_WAIT_MS
+    if e.learn_room and e.now_ns >= e.looked_ns + LOOK_NS:  # a turn may find nothing: most may have learned already
+        e.looked_ns = e.now_ns
+        e.learn_room -= look(e, LOOK_TURN)
     if e.learn_room:
-        e.learn_room = False
-        look(e, LOOK_TURN)
+        e.wait_ms = 1
     while p != NULL:
         count += 1
         if p.learner != NULL:
@@ -486,7 +490,7 @@ cdef void commit(Engine* e, Peer* p) noexcept nogil:
     memcpy(learner.syncing, learner.whole, learner.whole_count * sizeof(Learned))
     learner.syncing_count = learner.whole_count
     learner.whole_count = 0
-    e.learn_room = True
+    e.learn_room = LOOK_ROUNDS
     e.learn_serial += 1
     learner.commit_id = e.learn_serial | LEARN_REQUEST
     memset(&h, 0, sizeof(h))

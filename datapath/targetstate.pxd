@@ -270,7 +270,8 @@ cdef struct Engine:
     uint32_t unsynced_count
     uint64_t learn_serial
     Peer* learn_peer                 # that had its turn last
-    bint learn_room                  # a chunk has ended learning: others may begin
+    uint32_t learn_room              # a chunk has ended learning, others may begin: rounds to look for some
+    uint64_t looked_ns               # when it was looked for some last
     uint32_t learn_reads             # copies that a pool thread reads
     uint32_t learn_volume            # the search for chunks that are to learn: place in the map's table
     uint32_t learn_chunk
