@@ -19,6 +19,7 @@ from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIR, apply, emit, map_
 from datapath.targetlearn cimport LEARN_REQUEST, learn_answer, learn_stop, learner_confirmed
 from datapath.targetlease cimport lease_answered
 from datapath.targetmembers cimport entry_of
+from datapath.targetops cimport ops_forget_doubtful, ops_tell, ops_tell_all, ops_told_back
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
@@ -60,6 +61,7 @@ cdef void ask(Engine* e, Conn* c, int opcode, uint64_t volume_id, uint32_t index
 
 cdef void sync_begin(Engine* e, Conn* c) noexcept nogil:
     memset(&e.syncs[c.id & (CONNS_MAX - 1)], 0, sizeof(Sync))
+    ops_forget_doubtful(e)
     ask(e, c, OP_DIRTY, 0, 0, 0, 0, 0)
 
 
@@ -301,6 +303,7 @@ cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
     s.chunks += 1
     chunk.retry_ns = 0
     agreed(e, chunk)
+    ops_tell(e, c, chunk)
     ask(e, c, OP_PING, chunk.volume_id, chunk.index, 0, 0, FLAG_RESYNC)
     op = chunk.ops
     while op != NULL:
@@ -350,6 +353,7 @@ cdef void dirty_list(Engine* e, Conn* c, Header* h, char* body) noexcept nogil:
     (<Session*>c.user).ready = True
     if e.peers[(<Session*>c.user).node_id] != NULL:
         e.peers[(<Session*>c.user).node_id].agreed_as_primary = True
+    ops_tell_all(e, c)
     ask(e, c, OP_PING, 0, 0, 0, 0, FLAG_RESYNC)
     sync_continue(e)
 
@@ -361,7 +365,8 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
     cdef Op* op
     if h.request_id & LEARN_REQUEST:
         return learn_answer(e, c, h, body)
-    if h.opcode == (OP_REPLICATE | OP_REPLY) or h.opcode == (OP_REPLICATE_DISCARD | OP_REPLY):
+    if (h.opcode == (OP_REPLICATE | OP_REPLY) or h.opcode == (OP_REPLICATE_DISCARD | OP_REPLY)
+            or (h.opcode == (OP_PING | OP_REPLY) and h.request_id)):
         at = <uint32_t>h.request_id
         if at >= e.op_count or replication_id(e.ops[at]) != h.request_id or e.ops[at].chunk == NULL:
             return 0                                       # settled meanwhile by the pair's agreement
@@ -395,7 +400,10 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
         dirty_list(e, c, h, body)
         return 0
     if h.opcode == (OP_PING | OP_REPLY) and h.op_id:
-        lease_answered(e, c, h)
+        if h.volume_id:
+            ops_told_back(e, c, h)
+        else:
+            lease_answered(e, c, h)
         return 0
     if h.opcode == (OP_PING | OP_REPLY):
         return 0
