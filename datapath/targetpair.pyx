@@ -19,7 +19,7 @@ from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIR, apply, emit, map_
 from datapath.targetlearn cimport LEARN_REQUEST, learn_answer, learn_stop, learner_confirmed
 from datapath.targetlease cimport lease_answered
 from datapath.targetmembers cimport entry_of
-from datapath.targetops cimport ops_forget, ops_forget_doubtful, ops_tell, ops_tell_all, ops_told_back
+from datapath.targetops cimport op_undo, ops_forget_doubtful, ops_tell, ops_tell_all, ops_told_back
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
@@ -214,10 +214,10 @@ cdef bint give_up(Engine* e, Chunk* chunk) noexcept nogil:
     writes that it was sent and never got are sent again by the client, and then refused or not."""
     cdef Op* op = chunk.ops
     while op != NULL:
-        if op.pending & PENDING_REMOTE and not op.status:
-            op.status = ST_NOT_READY
+        if op.pending & PENDING_REMOTE:
+            op.status = op.status or ST_NOT_READY
+            op_undo(e, op)
         op = op.next
-    ops_forget(e, chunk)
     e.counter += 1
     return chunk_discard(e, chunk, 0, CHUNK_BLOCKS, epoch_of(e, chunk),
                          (e.incarnation << SEQ_COUNTER_BITS) | e.counter) == 0
