@@ -134,6 +134,13 @@ cdef void lease_answered(Engine* e, Conn* c, const Header* h) noexcept nogil:
         p.heard_ns = e.now_ns
 
 
+cdef void peer_heard(Engine* e, const Conn* c) noexcept nogil:
+    """It works on what it was sent. A ping has its turn behind all that: under heavy load that may be over a second."""
+    cdef Peer* p = e.peers[(<Session*>c.user).node_id & (SDS_IDS - 1)]
+    if p != NULL and p.out == c:
+        p.heard_ns = e.now_ns
+
+
 cdef void lease_tick(Engine* e) noexcept nogil:
     cdef Peer* p
     cdef uint64_t turn_ns = e.now_ns - e.turned_ns
