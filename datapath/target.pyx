@@ -171,6 +171,7 @@ cdef void stay(Engine* e, uint32_t sds_id) noexcept nogil:
     if p != NULL:
         p.leaving = False
         p.heard_ns = e.now_ns
+        p.behind_ns = 0
 
 
 cdef void verify(Engine* e, Message* m) noexcept nogil:

@@ -17,7 +17,7 @@ from datapath.targetdurability cimport checkpoint_start, commit_start
 from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIR, apply, emit, map_miss, op_settle, replication_id,
                                     send_body, send_head, volume_commit)
 from datapath.targetlearn cimport LEARN_REQUEST, learn_answer, learn_stop, learner_confirmed
-from datapath.targetlease cimport lease_answered
+from datapath.targetlease cimport lease_answered, peer_heard
 from datapath.targetmembers cimport entry_of
 from datapath.targetops cimport op_undo, ops_forget_doubtful, ops_tell, ops_tell_all, ops_told_back
 from datapath.targetstate cimport *
@@ -364,6 +364,8 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
     cdef uint32_t at, waits
     cdef uint32_t sds_id = (<Session*>c.user).node_id
     cdef Op* op
+    if h.opcode != (OP_PING | OP_REPLY):
+        peer_heard(e, c)
     if h.request_id & LEARN_REQUEST:
         return learn_answer(e, c, h, body)
     if (h.opcode == (OP_REPLICATE | OP_REPLY) or h.opcode == (OP_REPLICATE_DISCARD | OP_REPLY)
