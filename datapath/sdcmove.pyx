@@ -111,10 +111,11 @@ cdef Part* _supersede(Engine* e, Part* p) noexcept nogil:
     is no memory: the old one goes on."""
     cdef Part* q = part_new(e)
     cdef Part** from_request
-    cdef uint32_t slot, generation
+    cdef uint32_t slot, op_place, generation
     if q == NULL:
         return NULL
     slot = q.slot
+    op_place = q.op_place
     generation = q.generation
     q[0] = p[0]
     q.slot = slot
@@ -125,6 +126,7 @@ cdef Part* _supersede(Engine* e, Part* p) noexcept nogil:
     while from_request[0] != p:
         from_request = &from_request[0].sibling
     from_request[0] = q
+    p.op_place = op_place            # the operation's goes with it
     p.request = NULL
     p.abandoned = True
     return q
