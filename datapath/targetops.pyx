@@ -48,8 +48,8 @@ cdef void op_note(Engine* e, Op* op) noexcept nogil:
 
 
 cdef void ops_forget(Engine* e, Chunk* chunk) noexcept nogil:
-    chunk.known_since = e.op_ids.serial
-    chunk.noted = False
+    if chunk.noted:
+        chunk.known_since = e.op_ids.serial
 
 
 cdef void tell(Engine* e, Conn* c, const Issuer* issuer, uint32_t at) noexcept nogil:
@@ -130,6 +130,6 @@ cdef void ops_forget_doubtful(Engine* e) noexcept nogil:
     for i in range(e.table_capacity):
         chunk = e.table[i]
         while chunk != NULL:
-            if chunk.doubtful and chunk.noted:
+            if chunk.doubtful:
                 ops_forget(e, chunk)
             chunk = chunk.hash_next
