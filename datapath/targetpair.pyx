@@ -19,7 +19,7 @@ from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIR, apply, emit, map_
 from datapath.targetlearn cimport LEARN_REQUEST, learn_answer, learn_stop, learner_confirmed
 from datapath.targetlease cimport lease_answered
 from datapath.targetmembers cimport entry_of
-from datapath.targetops cimport ops_forget_doubtful, ops_tell, ops_tell_all, ops_told_back
+from datapath.targetops cimport ops_forget, ops_forget_doubtful, ops_tell, ops_tell_all, ops_told_back
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
@@ -37,7 +37,7 @@ cdef void unsync(Engine* e, Chunk* c) noexcept nogil:
 
 
 cdef void agreed(Engine* e, Chunk* c) noexcept nogil:
-    c.doubtful = c.peer_doubtful = False
+    c.doubtful = c.peer_doubtful = c.untold = False
     if c.unsynced:
         c.unsynced = False
         e.unsynced_count -= 1
@@ -80,6 +80,7 @@ cdef void peer_lost(Engine* e, Conn* c) noexcept nogil:
         if waits or (op.pending & PENDING_LEARNER and op.learner_id == sds_id and is_secondary(e, op.chunk, sds_id)):
             unsync(e, op.chunk)
         if waits and op.state == STATE_REMOTE_FIRST:
+            op.chunk.untold = op.chunk.untold or op.chunk.live_blocks == 0
             apply(e, op)
 
 
@@ -208,6 +209,20 @@ cdef void adopt_alone(Engine* e, Chunk* chunk) noexcept nogil:
     agreed(e, chunk)
 
 
+cdef bint give_up(Engine* e, Chunk* chunk) noexcept nogil:
+    """The other copy has nothing, and that is what everybody was shown. It may have no room for ours either: first
+    writes that it was sent and never got are sent again by the client, and then refused or not."""
+    cdef Op* op = chunk.ops
+    while op != NULL:
+        if op.pending & PENDING_REMOTE and not op.status:
+            op.status = ST_NOT_READY
+        op = op.next
+    ops_forget(e, chunk)
+    e.counter += 1
+    return chunk_discard(e, chunk, 0, CHUNK_BLOCKS, epoch_of(e, chunk),
+                         (e.incarnation << SEQ_COUNTER_BITS) | e.counter) == 0
+
+
 cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexcept nogil:
     """Tag by tag. A copy that has not restarted has everything that anybody was shown: it wins over one that has. Else
     the newer block wins; one that nobody can vouch for is adopted from here."""
@@ -220,10 +235,8 @@ cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexce
     cdef bint good, take
     cdef bint push_all = chunk.peer_doubtful and not chunk.doubtful
     cdef bint pull_all = chunk.doubtful and not chunk.peer_doubtful
-    if pull_all and theirs == NULL and chunk.slot != SLOT_NONE:
-        e.counter += 1                                     # nothing is what everybody was shown
-        s.failed = chunk_discard(e, chunk, 0, CHUNK_BLOCKS, epoch_of(e, chunk),
-                                 (e.incarnation << SEQ_COUNTER_BITS) | e.counter) < 0
+    if theirs == NULL and chunk.slot != SLOT_NONE and (pull_all or (chunk.untold and not push_all)):
+        s.failed = not give_up(e, chunk)
         return
     for block in range(CHUNK_BLOCKS):
         tag_set_never(&never[0], chunk.volume_id, chunk.index, block)

@@ -154,6 +154,7 @@ cdef struct Chunk:
     bint unsynced                    # may differ from the other copy: does not serve until they agree
     bint doubtful                    # ours may lack something, since we have restarted and not compared it yet
     bint peer_doubtful               # the other SDS has said the same of its copy
+    bint untold                      # all of ours was sent to a secondary that was lost, and is answered to nobody yet
     uint8_t learn                    # LEARN_*
     uint64_t learn_serial            # which time it learns
     uint64_t learn_retry_ns          # it could not: not tried again before
@@ -274,6 +275,7 @@ cdef struct Engine:
     uint32_t learn_volume            # the search for chunks that are to learn: place in the map's table
     uint32_t learn_chunk
     uint64_t learn_left              # found so far in this round
+    uint32_t learn_told              # chunks that wait for the MDM's word on their learner
     bint learn_single                # of chunks with one copy
     bint learn_all                   # this round takes chunks with two copies too
     uint32_t learn_rate_count
