@@ -19,7 +19,7 @@ from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIR, apply, emit, map_
 from datapath.targetlearn cimport LEARN_REQUEST, learn_answer, learn_stop, learner_confirmed
 from datapath.targetlease cimport lease_answered, peer_heard
 from datapath.targetmembers cimport entry_of
-from datapath.targetops cimport op_undo, ops_forget_doubtful, ops_tell, ops_tell_all, ops_told_back
+from datapath.targetops cimport op_undo, ops_forget_told, ops_tell, ops_tell_all, ops_told_back
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
@@ -61,7 +61,7 @@ cdef void ask(Engine* e, Conn* c, int opcode, uint64_t volume_id, uint32_t index
 
 cdef void sync_begin(Engine* e, Conn* c) noexcept nogil:
     memset(&e.syncs[c.id & (CONNS_MAX - 1)], 0, sizeof(Sync))
-    ops_forget_doubtful(e)
+    ops_forget_told(e, (<Session*>c.user).node_id)
     ask(e, c, OP_DIRTY, 0, 0, 0, 0, 0)
 
 

@@ -163,7 +163,8 @@ cdef struct Chunk:
     uint32_t open_epoch              # the primary has said that whoever left before this epoch serves no more
     uint64_t retry_ns                # unsynced: the agreement failed, not tried again before
     uint64_t known_since             # serial in Engine.op_ids: older entries are not of this copy
-    bint noted                       # there may be entries of the chunk
+    uint16_t told_by                 # the secondary that has told us some since we restarted
+    bint noted                       # there are or were entries of it: it is not forgotten
     Chunk* hash_next
     Op* ops                          # started or waiting, in order of arrival
 
