@@ -64,7 +64,8 @@ cdef Chunk* chunk_get(Engine* e, uint64_t volume_id, uint32_t index) noexcept no
 cdef void chunk_forget(Engine* e, Chunk* c) noexcept nogil:
     cdef Chunk** link = &e.table[hash_of(e, c.volume_id, c.index)]
     cdef uint32_t i
-    if c.slot != SLOT_NONE or c.ops != NULL or c.unsynced or c.learn != LEARN_NOT or c.hold_ns > e.now_ns:
+    if (c.slot != SLOT_NONE or c.ops != NULL or c.unsynced or c.noted or c.learn != LEARN_NOT
+            or c.hold_ns > e.now_ns):
         return
     if not chunk_durable(e, c):
         return                                             # that it gave its slot back: see chunk_allocate

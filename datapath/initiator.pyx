@@ -45,6 +45,7 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef enum:
     EVENTS_PER_TURN = 64
+    OP_ID_BITS = 42                  # below the incarnation: no two sessions have an operation of one number
     # epoll data: an SDS's index, or one of these
     ON_MAILBOX = 0x10000
     ON_FUSE = 0x10001
@@ -435,6 +436,7 @@ cdef class Initiator:
             raise MemoryError
         self.engine.sdc_id = sdc_id
         self.engine.incarnation = incarnation
+        self.engine.op_id = self.engine.incarnation << OP_ID_BITS
         self.engine.deadline_ns = <uint64_t>(io_deadline_seconds * 1e9)
         self.engine.part_done = request_part_done
         self.engine.flush_spares = request_flush_spares

@@ -468,10 +468,11 @@ cdef void _supersede(Engine* e, Part* p) noexcept nogil:
     """A new part takes over; the old one stays in flight with nobody waiting. Without memory the old one goes on."""
     cdef Part* q = part_new(e)
     cdef Part** from_request
-    cdef uint32_t slot, generation
+    cdef uint32_t slot, op_place, generation
     if q == NULL:
         return
     slot = q.slot
+    op_place = q.op_place
     generation = q.generation
     q[0] = p[0]
     q.slot = slot
@@ -482,6 +483,7 @@ cdef void _supersede(Engine* e, Part* p) noexcept nogil:
     while from_request[0] != p:
         from_request = &from_request[0].sibling
     from_request[0] = q
+    p.op_place = op_place                                  # the operation's goes with it
     p.request = NULL
     p.abandoned = True
     part_route(e, q)

@@ -179,6 +179,7 @@ cdef struct Part:
     Part* sibling                    # of the same request
     uint32_t slot
     uint32_t generation              # with the slot: the request id on the wire
+    uint32_t op_place                # of the operation among those not finished, from 1: the same when sent again
     uint8_t state
     uint8_t opcode
     uint8_t tries

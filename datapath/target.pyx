@@ -17,6 +17,7 @@ from datapath.connection cimport buf_put, conn_destroy, conn_flush, conn_init, c
 from datapath.histogram cimport hist_list
 from datapath.iopool cimport Job, iopool_start, iopool_stop, iopool_take
 from datapath.ondisk cimport SLOT_NONE, SLOT_USED, Tag
+from datapath.opids cimport opids_free
 from datapath.ring cimport Message, ring_clear, ring_destroy, ring_init, ring_pop, ring_push, ring_retry
 from datapath.tags cimport tag_is_hole, tag_newer
 from datapath.targetengine cimport *
@@ -385,6 +386,7 @@ cdef class Target:
         e.incarnation = incarnation
         e.durable_incarnation = durable_incarnation
         e.wait_ms = LEARN_WAIT_MS
+        e.op_ids.size_max = OP_IDS_BYTES_MAX
         e.table_capacity = TABLE_SIZE
         e.table = <Chunk**>calloc(TABLE_SIZE, sizeof(Chunk*))
         e.peers = <Peer**>calloc(SDS_IDS, sizeof(Peer*))
@@ -637,7 +639,8 @@ cdef class Target:
         figures = dict(self.e.counters)
         figures.update(slots_total=total, slots_free=unused, slots_used=total - unused, slots_reserved=self.e.reserved,
                        buffer_bytes=self.e.pool.bytes_out, known_volumes=self.e.map.count,
-                       known_chunks=self.e.chunk_count, read_histogram=hist_list(&self.e.read_histogram),
+                       known_chunks=self.e.chunk_count, op_ids_bytes=self.e.op_ids.size,
+                       op_ids_forgotten=self.e.op_ids.forgotten, read_histogram=hist_list(&self.e.read_histogram),
                        write_histogram=hist_list(&self.e.write_histogram), volumes=dict(self.volumes_seen))
         return figures
 
@@ -668,6 +671,7 @@ cdef class Target:
             learn_free(p)
             free(p)
         free(self.e.peers)
+        opids_free(&self.e.op_ids)
         ring_destroy(&self.e.commands)
         ring_destroy(&self.e.events)
         map_destroy(&self.e.map)

@@ -49,6 +49,9 @@ cdef uint32_t still_status(Engine* e, Op* op) noexcept nogil
 cdef void op_enter(Engine* e, Op* op, Chunk* chunk, uint32_t offset, uint32_t length) noexcept nogil
 cdef void op_settle(Engine* e, Op* op, uint32_t bit, uint32_t status) noexcept nogil
 cdef void chunk_continue(Engine* e, Chunk* chunk) noexcept nogil
+# Sends a client's operation, or that it has to be on disk, to the secondary (False: there is none) and to a learner.
+cdef bint replicate(Engine* e, Op* op) noexcept nogil
+cdef void forward(Engine* e, Op* op) noexcept nogil
 # Applies an operation that the other copy has confirmed first.
 cdef void apply(Engine* e, Op* op) noexcept nogil
 # Answers a finished operation and starts what waited for it.

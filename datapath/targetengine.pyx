@@ -24,6 +24,7 @@ from datapath.targetframes cimport grant_status, look_answer
 from datapath.targetlearn cimport copy_start, learn_stop
 from datapath.targetlost cimport block_lost, device_lost, lost_status
 from datapath.targetmembers cimport entry_of, members_ready
+from datapath.targetops cimport op_known, op_note
 from datapath.targetpair cimport epoch_of, peer_ready, unsync
 from datapath.targetread cimport read_start
 from datapath.targetstate cimport *
@@ -279,6 +280,8 @@ cdef void op_start(Engine* e, Op* op) noexcept nogil:
     if status != ST_OK:
         op_settle(e, op, PENDING_LOCAL, status)
         return
+    if (op.kind == KIND_WRITE or op.kind == KIND_DISCARD) and op_known(e, op):
+        return
     if fresh and (op.kind == KIND_DISCARD or op.kind == KIND_REPLICATE_DISCARD):
         apply(e, op)                                       # nothing here to discard, but the other copy may hold a slot
         return
@@ -410,6 +413,14 @@ cdef bint send_copy(Engine* e, Op* op, uint32_t sds_id) noexcept nogil:
     cdef Header r
     if not peer_ready(c):
         return False
+    if op.known:
+        memset(&r, 0, sizeof(r))
+        r.opcode = OP_PING
+        r.flags = FLAG_COMMIT
+        r.request_id = replication_id(op)
+        r.incarnation = e.incarnation
+        send_head(e, c, &r)
+        return True
     r = op.h
     r.status = 0
     r.opcode = OP_REPLICATE if op.kind == KIND_WRITE else OP_REPLICATE_DISCARD
@@ -421,7 +432,7 @@ cdef bint send_copy(Engine* e, Op* op, uint32_t sds_id) noexcept nogil:
     r.length = op.count << BLOCK_SHIFT
     r.body_length = op.count * 4 + r.length if op.kind == KIND_WRITE else 0
     r.seq = op.seq
-    r.incarnation = e.incarnation
+    r.incarnation = op.h.seq                               # the operation's place at its SDC
     send_head(e, c, &r)
     if op.kind == KIND_WRITE:
         send_body(e, c, op.checks, op.count * 4)
@@ -509,6 +520,8 @@ cdef void apply(Engine* e, Op* op) noexcept nogil:
             error = chunk_discard(e, op.chunk, op.first, op.count, op.h.epoch, op.h.seq)
         else:
             error = apply_tagged(e, op)
+    if error == 0:
+        op_note(e, op)
     if error < 0 and op.chunk.learn != LEARN_NOT:
         learn_stop(e, op.chunk)                            # it may have been sent what is not here
     if error < 0 and e.devices[op.chunk.device].d.failed:  # for whatever reason

@@ -72,6 +72,8 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
         chunk.hold_ns = max(chunk.hold_ns, e.peers[old.left].fence_ns)  # two members have left one after the other
     if not leads and member and entry.left and chunk.open_epoch < entry.epoch:
         unsync(e, chunk)                                   # the primary says when the one that left serves no more
+    if entry.primary != old.primary or entry.secondary != old.secondary:
+        chunk.untold = False                               # who is out may have shown it
     taught = chunk.learn == LEARN_TOLD and old.learner == entry.secondary
     learn_forget(e, chunk)
     e.gated = True

@@ -20,6 +20,7 @@ from datapath.targetlearn cimport LEARN_REQUEST, learn_answer, learn_stop, learn
 from datapath.targetlease cimport lease_answered
 from datapath.targetlost cimport agreement_failed, ask_alone, device_lost
 from datapath.targetmembers cimport entry_of
+from datapath.targetops cimport ops_forget, ops_forget_doubtful, ops_tell, ops_tell_all, ops_told_back
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
@@ -37,7 +38,7 @@ cdef void unsync(Engine* e, Chunk* c) noexcept nogil:
 
 
 cdef void agreed(Engine* e, Chunk* c) noexcept nogil:
-    c.doubtful = c.peer_doubtful = c.bad = c.alone = False
+    c.doubtful = c.peer_doubtful = c.untold = c.bad = c.alone = False
     c.failures = 0
     if c.unsynced:
         c.unsynced = False
@@ -62,6 +63,7 @@ cdef void ask(Engine* e, Conn* c, int opcode, uint64_t volume_id, uint32_t index
 
 cdef void sync_begin(Engine* e, Conn* c) noexcept nogil:
     memset(&e.syncs[c.id & (CONNS_MAX - 1)], 0, sizeof(Sync))
+    ops_forget_doubtful(e)
     ask(e, c, OP_DIRTY, 0, 0, 0, 0, 0)
 
 
@@ -80,6 +82,7 @@ cdef void peer_lost(Engine* e, Conn* c) noexcept nogil:
         if waits or (op.pending & PENDING_LEARNER and op.learner_id == sds_id and is_secondary(e, op.chunk, sds_id)):
             unsync(e, op.chunk)
         if waits and op.state == STATE_REMOTE_FIRST:
+            op.chunk.untold = op.chunk.untold or op.chunk.live_blocks == 0
             apply(e, op)
 
 
@@ -214,6 +217,20 @@ cdef void adopt_alone(Engine* e, Chunk* chunk) noexcept nogil:
     agreed(e, chunk)
 
 
+cdef bint give_up(Engine* e, Chunk* chunk) noexcept nogil:
+    """The other copy has nothing, and that is what everybody was shown. It may have no room for ours either: first
+    writes that it was sent and never got are sent again by the client, and then refused or not."""
+    cdef Op* op = chunk.ops
+    while op != NULL:
+        if op.pending & PENDING_REMOTE and not op.status:
+            op.status = ST_NOT_READY
+        op = op.next
+    ops_forget(e, chunk)
+    e.counter += 1
+    return chunk_discard(e, chunk, 0, CHUNK_BLOCKS, epoch_of(e, chunk),
+                         (e.incarnation << SEQ_COUNTER_BITS) | e.counter) == 0
+
+
 cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexcept nogil:
     """Tag by tag. A copy that has not restarted has everything that anybody was shown: it wins over one that has. Else
     the newer block wins; one that nobody can vouch for is adopted from here."""
@@ -226,10 +243,8 @@ cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexce
     cdef bint good, take
     cdef bint push_all = chunk.peer_doubtful and not chunk.doubtful
     cdef bint pull_all = chunk.doubtful and not chunk.peer_doubtful
-    if pull_all and theirs == NULL and chunk.slot != SLOT_NONE:
-        e.counter += 1                                     # nothing is what everybody was shown
-        s.failed = s.own = chunk_discard(e, chunk, 0, CHUNK_BLOCKS, epoch_of(e, chunk),
-                                         (e.incarnation << SEQ_COUNTER_BITS) | e.counter) < 0
+    if theirs == NULL and chunk.slot != SLOT_NONE and (pull_all or (chunk.untold and not push_all)):
+        s.failed = s.own = not give_up(e, chunk)
         return
     for block in range(CHUNK_BLOCKS):
         tag_set_never(&never[0], chunk.volume_id, chunk.index, block)
@@ -304,6 +319,7 @@ cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
     s.chunks += 1
     chunk.retry_ns = 0
     agreed(e, chunk)
+    ops_tell(e, c, chunk)
     ask(e, c, OP_PING, chunk.volume_id, chunk.index, 0, 0, FLAG_RESYNC)
     op = chunk.ops
     while op != NULL:
@@ -353,6 +369,7 @@ cdef void dirty_list(Engine* e, Conn* c, Header* h, char* body) noexcept nogil:
     (<Session*>c.user).ready = True
     if e.peers[(<Session*>c.user).node_id] != NULL:
         e.peers[(<Session*>c.user).node_id].agreed_as_primary = True
+    ops_tell_all(e, c)
     ask(e, c, OP_PING, 0, 0, 0, 0, FLAG_RESYNC)
     sync_continue(e)
 
@@ -364,7 +381,8 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
     cdef Op* op
     if h.request_id & LEARN_REQUEST:
         return learn_answer(e, c, h, body)
-    if h.opcode == (OP_REPLICATE | OP_REPLY) or h.opcode == (OP_REPLICATE_DISCARD | OP_REPLY):
+    if (h.opcode == (OP_REPLICATE | OP_REPLY) or h.opcode == (OP_REPLICATE_DISCARD | OP_REPLY)
+            or (h.opcode == (OP_PING | OP_REPLY) and h.request_id)):
         at = <uint32_t>h.request_id
         if at >= e.op_count or replication_id(e.ops[at]) != h.request_id or e.ops[at].chunk == NULL:
             return 0                                       # settled meanwhile by the pair's agreement
@@ -399,7 +417,10 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
         dirty_list(e, c, h, body)
         return 0
     if h.opcode == (OP_PING | OP_REPLY) and h.op_id:
-        lease_answered(e, c, h)
+        if h.volume_id:
+            ops_told_back(e, c, h)
+        else:
+            lease_answered(e, c, h)
         return 0
     if h.opcode == (OP_PING | OP_REPLY):
         return 0

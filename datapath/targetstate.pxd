@@ -5,6 +5,7 @@ from datapath.device cimport Device
 from datapath.connection cimport Buf, Conn, Pool
 from datapath.histogram cimport Histogram
 from datapath.iopool cimport IoPool, Job
+from datapath.opids cimport OpIds
 from datapath.ondisk cimport Tag
 from datapath.ratelimit cimport RateLimit
 from datapath.ring cimport Ring
@@ -21,6 +22,7 @@ cdef enum:
     SDS_IDS = 65536                  # map entries hold them in 16 bits
     LEARNED_MAX = 1024               # chunks that wait for a learner's disk
     RATES_MAX = 64                   # pools
+    OP_IDS_BYTES_MAX = 16777216
 
 cdef enum ConnKind:
     CONN_CLIENT = 1
@@ -152,6 +154,7 @@ cdef struct Chunk:
     bint unsynced                    # may differ from the other copy: does not serve until they agree
     bint doubtful                    # ours may lack something, since we have restarted and not compared it yet
     bint peer_doubtful               # the other SDS has said the same of its copy
+    bint untold                      # all of ours was sent to a secondary that was lost, and is answered to nobody yet
     uint8_t learn                    # LEARN_*
     uint64_t learn_serial            # which time it learns
     uint64_t learn_retry_ns          # it could not: not tried again before
@@ -161,6 +164,8 @@ cdef struct Chunk:
     uint32_t failures                # of its agreement, because of one side's disk
     bint alone                       # the MDM is being asked to leave the secondary out: it stays unsynced until then
     bint bad                         # a part of it cannot be read or written here: the other member is to go on alone
+    uint64_t known_since             # serial in Engine.op_ids: older entries are not of this copy
+    bint noted                       # there may be entries of the chunk
     Chunk* hash_next
     Op* ops                          # started or waiting, in order of arrival
 
@@ -185,6 +190,7 @@ cdef struct Op:
     uint64_t seq
     uint16_t remote_id               # who has to confirm it: PENDING_REMOTE
     uint16_t learner_id              # PENDING_LEARNER, KIND_COPY
+    bint known                       # carried out before: it only has to be on the disks
     uint64_t started_ns
     int fd
     uint64_t offset
@@ -227,7 +233,7 @@ cdef struct Counters:
     uint64_t read_ops, read_bytes, read_ns, write_ops, write_bytes, write_ns, replicate_ops, replicate_bytes
     uint64_t flush_ops, flush_ns, discard_ops, reads_inline, reads_pooled, checksum_errors, journal_commits, checkpoints
     uint64_t bad_frames, leases_lapsed, turn_max_ns
-    uint64_t resync_bytes, resync_chunks, resync_left
+    uint64_t resync_bytes, resync_chunks, resync_left, ops_known
     uint32_t clients, peers, queue_depth
 
 cdef struct Engine:
@@ -266,6 +272,7 @@ cdef struct Engine:
     uint64_t miss_volume[4096]
     uint32_t miss_segment[4096]
     uint32_t miss_count
+    OpIds op_ids
     uint64_t reserved
     uint32_t unsynced_count
     uint64_t learn_serial
@@ -275,6 +282,7 @@ cdef struct Engine:
     uint32_t learn_volume            # the search for chunks that are to learn: place in the map's table
     uint32_t learn_chunk
     uint64_t learn_left              # found so far in this round
+    uint32_t learn_told              # chunks that wait for the MDM's word on their learner
     bint learn_single                # of chunks with one copy
     bint learn_all                   # this round takes chunks with two copies too
     uint32_t learn_rate_count

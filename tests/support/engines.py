@@ -230,7 +230,7 @@ class Engines:
         return reply
 
     async def equal(self, volume_id: int, chunk: int, *sds_ids: int) -> list[bytes]:
-        """Asserts that the copies have the same tags, and bytes that match them. Returns the tags (none: no slot)."""
+        """Asserts that the copies have the same tags, and bytes that match them; these tags, none without slots."""
         copies = [await self.engines[sds_id].verify(volume_id, chunk) for sds_id in sds_ids]
         for copy in copies:
             assert not any(copy.bad), "a block does not match its tag"

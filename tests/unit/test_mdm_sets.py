@@ -66,12 +66,12 @@ def test_who_leads_goes_on_alone_and_who_does_not_takes_over() -> None:
     assert leave(world, 1, 2) == len(led) + len(followed)
     assert {entry(world, chunk) for chunk in led + followed} == {(2, (1, 0, 2, 2))}
     assert {entry(world, chunk).epoch for chunk in others} == {1}
-    assert world.state.map_version == 1
+    assert world.state.map_version == 2
     assert health_of(world) is Health.DEGRADED
     assert world.types().count(EventType.CHUNKS_LEFT_OUT) == 1
     assert EventType.VOLUME_STATE_CHANGE in world.types()
     assert leave(world, 2, 1) == 0, "who was left out itself can change nothing"
-    assert world.state.map_version == 1
+    assert world.state.map_version == 2
 
 
 @pytest.mark.parametrize(("as_primary", "as_secondary"), [(True, False), (False, True), (False, False)])
