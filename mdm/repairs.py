@@ -1,4 +1,5 @@
-"""Which repairs of stored blocks are worth an event: one per SDS and INTERVAL_SECONDS, however many blocks. Pure.
+"""Which repairs of stored blocks are worth an event: one per SDS and INTERVAL_SECONDS, however many blocks; what cannot
+be repaired does not wait for what was. Pure.
 
 An SDS counts, since it started, the blocks that it had rewritten from their other copy, and those that no copy has.
 """
@@ -25,6 +26,7 @@ class _Seen:
     counted: Repaired = NONE
     untold: Repaired = NONE
     told_at: float = float("-inf")
+    lost_told_at: float = float("-inf")
 
 
 class Repairs:
@@ -41,9 +43,12 @@ class Repairs:
         ]
         seen.counted = counted
         seen.untold = Repaired(seen.untold.blocks + more[0], seen.untold.unrepairable + more[1])
-        if not any(seen.untold) or now < seen.told_at + INTERVAL_SECONDS:
+        told_at = seen.lost_told_at if seen.untold.unrepairable else seen.told_at
+        if not any(seen.untold) or now < told_at + INTERVAL_SECONDS:
             return None
         told, seen.untold, seen.told_at = seen.untold, NONE, now
+        if told.unrepairable:
+            seen.lost_told_at = now
         return told
 
 
