@@ -444,6 +444,8 @@ async def test_what_the_engine_only_mentions_is_taken() -> None:
             ("checkpoint", 3, 10, 0.1),
             ("no_space", VOLUME, 0),
             ("repair_needed", VOLUME, 0, 3, "does not match its tag"),
+            ("repaired", VOLUME, 0, 3, 1, 1),
+            ("scrubbed", 4, 4096, 0),
             ("verified", 12345, False, b"", b""),
         ):
             sds.engine.say(*event)
