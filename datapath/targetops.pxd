@@ -1,4 +1,5 @@
 # Operations that are known, answered and not carried out again; and how the other copies of a chunk hear of them.
+from libc.stdint cimport uint32_t
 from datapath.connection cimport Conn
 from datapath.targetstate cimport Chunk, Engine, Op
 from datapath.wire cimport Header
@@ -19,5 +20,5 @@ cdef void ops_tell_all(Engine* e, Conn* c) noexcept nogil
 cdef void ops_told(Engine* e, const Header* h) noexcept nogil
 # The secondary tells us, who have restarted.
 cdef void ops_told_back(Engine* e, Conn* c, const Header* h) noexcept nogil
-# What was told of chunks that have not been compared since is given up: the other side may have restarted too.
-cdef void ops_forget_doubtful(Engine* e) noexcept nogil
+# What it has told us of chunks that have not been compared since is given up: it may have restarted too.
+cdef void ops_forget_told(Engine* e, uint32_t sds_id) noexcept nogil
