@@ -69,7 +69,7 @@ class Server:
             "leaving": self._membership.leaving,
             "learned": self._membership.learned,
             "learner_lost": self._membership.learner_lost,
-            "peer_silent": self._membership.trouble,
+            "peer_silent": self._on_peer_silent,
             "client_closed": self._on_client_closed,
             "peer_closed": self._on_peer_closed,
             "peer_synced": self._on_peer_synced,
@@ -260,6 +260,10 @@ class Server:
 
     def _on_peer_connected(self, sds_id: int) -> None:
         self._membership.connected(sds_id)
+
+    def _on_peer_silent(self, sds_id: int) -> None:
+        if self._peers.knows(sds_id):
+            self._membership.trouble(sds_id)
 
     def _on_peer_failed(self, sds_id: int) -> None:
         self._membership.trouble(sds_id)
