@@ -59,7 +59,7 @@ def test_status_that_has_a_write_sent_again_under_the_same_operation_id(status: 
         r.write(0, b"x" * BLOCK)
         sent = [h for h in r.sds[1].seen if h["opcode"] == wire.OP_WRITE]
         assert len(sent) == 4
-        assert len({h["op_id"] for h in sent}) == 1
+        assert len({(h["op_id"], h["seq"]) for h in sent}) == 1
         assert len({h["request_id"] for h in sent}) == 1
         assert r.engine.stats()["resent"] == 3
 
@@ -308,8 +308,33 @@ def test_new_map_moves_what_is_in_flight_at_a_frozen_primary_to_the_new_one() ->
         assert r.finish(token)[0] == 0
         (moved,) = [h for h in r.sds[2].seen if h["opcode"] == wire.OP_WRITE]
         assert moved["op_id"] == r.sds[1].seen[-1]["op_id"]
+        assert moved["seq"] == r.sds[1].seen[-1]["seq"]
         assert moved["epoch"] == 2
         assert r.engine.stats()["in_flight"] == 0
+
+
+def test_no_two_unfinished_operations_have_one_place() -> None:
+    """An SDS remembers one operation for each, until the next one has it."""
+    with rig() as r:
+        for number in range(5):
+            r.write(number * BLOCK, b"1" * BLOCK)
+        finished = r.sds[1].count(wire.OP_WRITE)
+        for sds in (1, 2):
+            once(r, wire.OP_WRITE, Silent, sds, times=1000)
+
+        def sent(sds: int) -> list[dict[str, int]]:
+            return [h for h in r.sds[sds].seen if h["opcode"] == wire.OP_WRITE]
+
+        for number in range(20):
+            r.start("write", number * BLOCK, data=b"2" * BLOCK)
+        r.until(lambda: len(sent(1)) == finished + 20)
+        r.engine.set_segment(VOLUME, 0, segment((2, 2, 0)))
+        for number in range(20, 40):
+            r.start("write", number * BLOCK, data=b"2" * BLOCK)
+        r.until(lambda: len(sent(2)) == 40)
+        places = {(h["op_id"], h["seq"]) for h in sent(1)[finished:] + sent(2)}
+        assert len(places) == len({op_id for op_id, _ in places}) == len({place for _, place in places}) == 40
+        assert all(place > 0 and op_id >> 42 == sent(1)[0]["incarnation"] for op_id, place in places)
 
 
 def test_late_answer_of_the_old_primary_is_dropped_and_the_connection_stays() -> None:
