@@ -234,12 +234,14 @@ cdef void chunk_trim(Engine* e, Chunk* c, bint refused) noexcept nogil:
 
 cdef bint chunk_release(Engine* e, Chunk* c) noexcept nogil:
     cdef TargetVolume* v
-    if device_slot_free(e.devices[c.device].d, c.slot) < 0:
+    cdef bint failed = e.devices[c.device].d.failed != 0   # it stays there: the next start finds it beside a newer one
+    if not failed and device_slot_free(e.devices[c.device].d, c.slot) < 0:
         return False                                       # the journal is full: the next time
     c.slot = SLOT_NONE
     c.generation = 0
     c.live_blocks = 0
-    c.mark = device_journal_appended(e.devices[c.device].d)
+    c.bad = False
+    c.mark = 0 if failed else device_journal_appended(e.devices[c.device].d)
     v = volume_of(e, c.volume_id)
     if v != NULL and v.slots:
         v.slots -= 1

@@ -41,6 +41,10 @@ class Target:
           agreed since this SDS started, and all chunks that may lack something here
         - ``("learned", sds_id, [(volume_id, chunk, epoch), ...])``: the learner has all of these on its disks
         - ``("learner_lost", sds_id, [(volume_id, chunk), ...])``: it went away after ``learned``
+        - ``("lost", [(volume_id, chunk, sds_id, incarnation), ...])``: what a disk here cannot keep, and the other
+          member, which has it; again while it lasts
+        - ``("copy_refused", sds_id, [(volume_id, chunk), ...])``: for a second these have not agreed with this
+          secondary, because its disk refuses; again while it lasts
         - ``("repair_needed", volume_id, chunk_index, block, reason: str)``: a stored block does not match its tag
         """
     def add_client(self, fd: int, sdc_id: int, incarnation: int) -> int:

@@ -5,7 +5,7 @@ of two overlapping operations the later one waits; a chunk that may differ from 
 both agree.
 """
 
-from libc.errno cimport EAGAIN, ENOMEM, ENOSPC
+from libc.errno cimport EAGAIN, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int64_t, uint16_t
 from libc.stdlib cimport calloc, malloc, realloc
 from libc.string cimport memcpy, memset
@@ -22,9 +22,10 @@ from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer, ta
 from datapath.targetdurability cimport checkpoint_start, commit_start, device_failed, sync_wait, writeback_note
 from datapath.targetframes cimport grant_status, look_answer
 from datapath.targetlearn cimport copy_start, learn_stop
+from datapath.targetlost cimport block_lost, device_lost, lost_status
 from datapath.targetmembers cimport entry_of, members_ready
 from datapath.targetops cimport op_known, op_note
-from datapath.targetpair cimport peer_ready, unsync
+from datapath.targetpair cimport epoch_of, peer_ready, unsync
 from datapath.targetread cimport read_start
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_volume_find
@@ -168,6 +169,9 @@ cdef void op_finish(Engine* e, Op* op) noexcept nogil:
     cdef Chunk* chunk = op.chunk
     cdef bint refused = op.status == ST_NO_SPACE
     cdef uint64_t ns = e.now_ns - op.started_ns
+    if op.kind == KIND_WRITE or op.kind == KIND_DISCARD:
+        if op.status == ST_IO_ERROR or (op.full == 1 and lost_status(e, chunk) == ST_NOT_READY):
+            op.status = lost_status(e, chunk)              # one disk is no reason to fail: if that lasts it goes out
     if op.kind != KIND_READ and op.kind != KIND_LOOK and op.kind != KIND_COPY:
         reply_to(e, op.conn_id, &op.h, op.status, op.seq)
     if op.kind == KIND_WRITE:
@@ -281,11 +285,14 @@ cdef void op_start(Engine* e, Op* op) noexcept nogil:
     if fresh and (op.kind == KIND_DISCARD or op.kind == KIND_REPLICATE_DISCARD):
         apply(e, op)                                       # nothing here to discard, but the other copy may hold a slot
         return
-    error = chunk_allocate(e, chunk, op.h.epoch)
+    error = chunk_allocate(e, chunk, epoch_of(e, chunk))
     if error == 0:
         error = chunk_intent(e, chunk)
     if error < 0:
-        if error == -EAGAIN or (error == -ENOSPC and not fresh):
+        if device_lost(e, chunk):
+            error = -EIO
+            e.lost = True
+        elif error == -EAGAIN or (error == -ENOSPC and not fresh):
             checkpoint_start(e)
             error = -EAGAIN
         elif error == -ENOSPC:
@@ -355,9 +362,12 @@ cdef bint prepare_write(Engine* e, Op* op) noexcept nogil:
         if tag_is_hole(&tags[block]):
             memset(at + (edge << BLOCK_SHIFT), 0, BLOCK_SIZE)
             continue
-        if (pread(chunk_fd(e, op.chunk), at + (edge << BLOCK_SHIFT), BLOCK_SIZE,
-                  <int64_t>device_offset(op.chunk.slot) + (<int64_t>block << BLOCK_SHIFT)) != BLOCK_SIZE
-                or tag_is_unknown(&tags[block])
+        if pread(chunk_fd(e, op.chunk), at + (edge << BLOCK_SHIFT), BLOCK_SIZE,
+                 <int64_t>device_offset(op.chunk.slot) + (<int64_t>block << BLOCK_SHIFT)) != BLOCK_SIZE:
+            buf_put(&e.pool, whole)
+            op_settle(e, op, PENDING_LOCAL, block_lost(e, op.chunk))
+            return False
+        if (tag_is_unknown(&tags[block])
                 or crc32c(block_seed(op.chunk.volume_id, op.chunk.index, block), at + (edge << BLOCK_SHIFT), BLOCK_SIZE)
                 != tag_check(&tags[block])):
             buf_put(&e.pool, whole)
@@ -514,9 +524,12 @@ cdef void apply(Engine* e, Op* op) noexcept nogil:
         op_note(e, op)
     if error < 0 and op.chunk.learn != LEARN_NOT:
         learn_stop(e, op.chunk)                            # it may have been sent what is not here
+    if error < 0 and e.devices[op.chunk.device].d.failed:  # for whatever reason
+        error = -EIO
     if error == -ENOSPC:                                   # the host's file system is full: the copies may differ now
         if op.kind == KIND_WRITE or op.kind == KIND_DISCARD:
             unsync(e, op.chunk)
+            op.full += 1
     elif error < 0:
         device_failed(e, &e.devices[op.chunk.device])
     elif op.kind == KIND_WRITE or op.kind == KIND_REPLICATE or op.kind == KIND_PUSH:

@@ -14,6 +14,7 @@ from datapath.targetdurability cimport flush_next
 from datapath.targetengine cimport (EV_CAPABILITY, conn_by_id, emit, map_miss, op_enter, op_finish, op_new, reply_head,
                                     reply_to, send_body, send_head, send_ref)
 from datapath.targetlease cimport lease_asked, peer_get
+from datapath.targetlost cimport device_lost, lost_status
 from datapath.targetmembers cimport members_ready
 from datapath.targetops cimport ops_forget, ops_tell_all, ops_told
 from datapath.targetpair cimport PULL_BLOCKS_MAX, agreed, secondary_answer
@@ -125,7 +126,7 @@ cdef void seek_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogi
     cdef Tag* tags
     cdef uint32_t i
     if chunk != NULL and chunk.slot != SLOT_NONE and e.devices[chunk.device].d.failed:
-        reply_to(e, c.id, h, ST_IO_ERROR, 0)
+        reply_to(e, c.id, h, lost_status(e, chunk), 0)
         return
     memset(bits, 0, sizeof(bits))
     reply_head(e, &r, h, ST_OK)
@@ -213,6 +214,9 @@ cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noe
 cdef void tags_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
     cdef Chunk* chunk = chunk_find(e, h.volume_id, h.chunk_index)
     cdef Header r
+    if chunk != NULL and device_lost(e, chunk):            # see read_plan
+        reply_to(e, c.id, h, ST_IO_ERROR, 0)
+        return
     if chunk != NULL and h.flags & FLAG_RESYNC:
         ops_forget(e, chunk)                               # what is here is made what the primary has
     reply_head(e, &r, h, ST_OK)
@@ -274,7 +278,8 @@ cdef void pull_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
     cdef Header r
     cdef Tag* tags
     cdef Buf* b
-    if chunk == NULL or chunk.slot == SLOT_NONE or h.length > PULL_BLOCKS_MAX * BLOCK_SIZE:
+    if (chunk == NULL or chunk.slot == SLOT_NONE or e.devices[chunk.device].d.failed
+            or h.length > PULL_BLOCKS_MAX * BLOCK_SIZE):
         reply_to(e, c.id, h, ST_IO_ERROR, 0)
         return
     b = buf_get(&e.pool, 20 * count + h.length)

@@ -8,6 +8,8 @@ from datapath.wire cimport Header
 cdef bint op_known(Engine* e, Op* op) noexcept nogil
 # It has been applied here.
 cdef void op_note(Engine* e, Op* op) noexcept nogil
+# What was applied is gone again, and nobody was told of it.
+cdef void op_undo(Engine* e, Op* op) noexcept nogil
 # The copy of the chunk here is about to be replaced: what was applied to it does not count.
 cdef void ops_forget(Engine* e, Chunk* chunk) noexcept nogil
 # Tells another SDS, which has all of the chunk's data by now, what has been carried out in it.

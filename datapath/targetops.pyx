@@ -10,7 +10,7 @@ serves nothing.
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from datapath.chunkstore cimport chunk_find, chunk_get
-from datapath.opids cimport (ISSUERS, OP_CARRIED_OUT, OP_FINISHED, Entry, Issuer, opids_find, opids_note)
+from datapath.opids cimport (ISSUERS, OP_CARRIED_OUT, OP_FINISHED, Entry, Issuer, opids_find, opids_note, opids_undo)
 from datapath.targetdurability cimport sync_wait
 from datapath.targetengine cimport forward, op_settle, replicate, send_head, volume_commit
 from datapath.targetmembers cimport entry_of
@@ -45,6 +45,10 @@ cdef void op_note(Engine* e, Op* op) noexcept nogil:
         return
     opids_note(&e.op_ids, op.h.node_id, place_of(op), op.h.op_id, op.chunk.volume_id, op.chunk.index)
     op.chunk.noted = True
+
+
+cdef void op_undo(Engine* e, Op* op) noexcept nogil:
+    opids_undo(&e.op_ids, op.h.node_id, place_of(op), op.h.op_id)
 
 
 cdef void ops_forget(Engine* e, Chunk* chunk) noexcept nogil:

@@ -129,6 +129,7 @@ cdef struct Peer:                    # another SDS, from the first connection or
     uint64_t version                 # the newest map it has said it knows
     uint64_t heard_ns                # when it last granted us a lease, or we connected; 0: never
     uint64_t silent_told_ns
+    uint64_t behind_ns               # since when it asks with a map that is too old; 0: it does not
     Learner* learner                 # NULL: it has never learned from us
     Peer* next
 
@@ -161,6 +162,9 @@ cdef struct Chunk:
     uint64_t hold_ns                 # not served before: an earlier member that left may still serve
     uint32_t open_epoch              # the primary has said that whoever left before this epoch serves no more
     uint64_t retry_ns                # unsynced: the agreement failed, not tried again before
+    uint32_t failures                # of its agreement, because of one side's disk
+    bint alone                       # the MDM is being asked to leave the secondary out: it stays unsynced until then
+    bint bad                         # a part of it cannot be read or written here: the other member is to go on alone
     uint64_t known_since             # serial in Engine.op_ids: older entries are not of this copy
     uint16_t told_by                 # the secondary that has told us some since we restarted
     bint noted                       # there are or were entries of it: it is not forgotten
@@ -173,6 +177,7 @@ cdef struct Op:
     int state
     uint32_t pending
     uint32_t status
+    uint32_t full                    # copies for which the host had no space after the operation had started
     uint32_t conn_id
     uint32_t slot_of_op              # its own position: replication's request id is made of it
     uint32_t serial
@@ -222,6 +227,8 @@ cdef struct Sync:                    # the agreement of a pair, one chunk at a t
     uint64_t pulled
     uint64_t pushed
     bint failed                      # something of this chunk could not be read, sent or written
+    bint refused                     # by the other side's disk
+    bint own                         # by our own disk
     bint postponed                   # the chunk's intent is not durable yet
 
 cdef struct Counters:
@@ -263,6 +270,7 @@ cdef struct Engine:
     uint64_t alone_ns                # not alone before: we do not know whom we granted what before our start
     bint gated                       # operations wait for a gate to open
     bint strays                      # the map says of something here that it is not ours
+    bint lost                        # chunks here may be lost to a disk: looked for at each tick
     uint64_t miss_volume[4096]
     uint32_t miss_segment[4096]
     uint32_t miss_count
