@@ -1,4 +1,4 @@
-"""Goal: a write that a client sends again is carried out once, wherever it is sent, and answered when all have it."""
+"""Goal: a write that a client sends again is carried out once, wherever it goes, and answered when all have it."""
 
 from __future__ import annotations
 
