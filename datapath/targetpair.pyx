@@ -1,7 +1,9 @@
 """How the two copies of a chunk come to agree (see targetpair.pxd).
 
 A pair agrees block by block: the newer tag whose bytes are good wins, whichever side holds it; a block that neither
-side can vouch for is adopted from the primary under a new name. The primary drives it, one chunk at a time per peer.
+side can vouch for is adopted from the primary under a new name, if a crash can have left it so: after a loss of power
+anything can be, else both sides have the same bytes of the write that had no tag yet. What has rotted on both sides
+stays unknown, which no reader gets. The primary drives it, one chunk at a time per peer.
 """
 
 from libc.stdint cimport int64_t
@@ -261,7 +263,7 @@ cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexce
         take = not tag_is_unknown(other) and (pull_all or (tag_newer(other.epoch, other.seq, mine) and not push_all))
         if good and not take:
             push_block(e, c, s, chunk, block, mine, bytes)
-        elif not tag_is_unknown(other) and theirs != NULL:
+        elif theirs != NULL and (not tag_is_unknown(other) or not power_lost(e)):
             ask(e, c, OP_PULL, chunk.volume_id, chunk.index, block << BLOCK_SHIFT, BLOCK_SIZE, 0)
             s.outstanding += 1
             s.pulled += 1
@@ -283,12 +285,24 @@ cdef void tags_seen(Engine* e, Conn* c, Sync* s, Tag* theirs) noexcept nogil:
         compare(e, c, s, s.chunk, theirs)
 
 
-cdef void bad_there(Engine* e, Conn* c, Sync* s, Chunk* chunk, uint32_t block) noexcept nogil:
-    """What does not match its tag never wins. When ours does not either, nobody reads the block until it is written."""
+cdef inline bint power_lost(const Engine* e) noexcept nogil:
+    """Perhaps: this is the first start since then (or since a device failed)."""
+    return e.incarnation == e.durable_incarnation
+
+
+cdef void bad_there(Engine* e, Conn* c, Sync* s, Chunk* chunk, uint32_t block, const char* theirs) noexcept nogil:
+    """What does not match its tag never wins. When ours does not either, nobody reads the block until it is written,
+    unless it is the same."""
     cdef Tag* mine = chunk_tags(e, chunk) + block
+    cdef Tag adopted
     e.counters.checksum_errors += 1
     if local_good(e, chunk, mine, block, e.scratch):
         push_block(e, c, s, chunk, block, mine, e.scratch)
+        return
+    if (pread(chunk_fd(e, chunk), e.scratch, BLOCK_SIZE, <int64_t>device_offset(chunk.slot)
+              + (<int64_t>block << BLOCK_SHIFT)) == BLOCK_SIZE and memcmp(e.scratch, theirs, BLOCK_SIZE) == 0
+            and adopt(e, chunk, block, &adopted, e.scratch)):
+        push_block(e, c, s, chunk, block, &adopted, e.scratch)
         return
     e.counters.blocks_unrepairable += 1
     emit(e, EV_REPAIRED, chunk.index, chunk.volume_id, <uint64_t>block << 32, 1, NULL, 0)
@@ -307,7 +321,7 @@ cdef bint pulled(Engine* e, Conn* c, Sync* s, Header* h, char* body) noexcept no
     if verify_range(h.volume_id, h.chunk_index, h.offset, h.length, body + 20, <uint32_t*>body) >= 0:
         return False                                       # damaged on its way
     if tag_is_unknown(tag):
-        bad_there(e, c, s, chunk, block)
+        bad_there(e, c, s, chunk, block, body + 20)
         return True
     if tag_is_hole(tag):
         error = chunk_discard(e, chunk, block, 1, tag.epoch, tag.seq & SEQ_MASK)

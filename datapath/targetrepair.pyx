@@ -30,6 +30,7 @@ cdef enum:
     CHECKS_MAX = 32                  # at a time; who asks for more asks again
     HOPELESS_NS = 1000000000
     SCRUB_PAUSE_NS = 3600000000000   # between two passes
+    SCRUB_AGAIN_NS = 10000000000     # after a pass that found nothing to do
     SCRUB_WAIT_NS = 50000000         # a step that finds no memory
 
 
@@ -401,6 +402,10 @@ cdef void scrub_tick(Engine* e) noexcept nogil:
             rate_spend(&s.limit, VERIFY_BLOCKS_MAX * BLOCK_SIZE)
             return
     s.place = 0
+    s.next_ns = e.now_ns + SCRUB_AGAIN_NS
+    if s.bytes_before == e.counters.scrub_bytes:           # there is nothing, or nobody has told yet that we lead it
+        return
     s.next_ns = e.now_ns + SCRUB_PAUSE_NS
+    s.bytes_before = e.counters.scrub_bytes
     e.counters.scrub_passes += 1
     emit(e, EV_SCRUBBED, 0, e.counters.scrub_chunks, e.counters.scrub_bytes, e.counters.scrub_errors, NULL, 0)

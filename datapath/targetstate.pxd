@@ -260,6 +260,7 @@ cdef struct Scrub:
     uint32_t place                   # the chunk: place in the table, number there, next block
     uint32_t nth
     uint32_t block
+    uint64_t bytes_before            # this pass
     bint running                     # one step at a time
 
 cdef struct Engine:

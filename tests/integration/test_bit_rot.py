@@ -172,6 +172,40 @@ async def test_what_rots_while_an_sds_is_away_is_found(tmp_path: Path, where: in
         assert await engines.read(client, VOLUME, 0, 0, MIB) == data
 
 
+async def both_killed(engines: Engines, data: bytes, sort: str) -> DataClient:
+    for sds_id in (ONE, TWO):
+        engines[sds_id].power_lost = False
+        await engines.stop(sds_id)
+        if sort == "tags":
+            rot_tag(engines[sds_id], data, byte=8)
+        else:
+            rot(engines[sds_id], data, within=sds_id)
+    for sds_id in (ONE, TWO):
+        engines.start(sds_id)
+    client = await engines[ONE].client(VOLUME, OWNER, 2)
+    await engines.read(client, VOLUME, 0, 0, BLOCK)
+    return client
+
+
+async def test_a_write_without_its_tag_is_kept_when_both_were_killed(tmp_path: Path) -> None:
+    async with running_engines(tmp_path, 2) as engines:
+        data = await filled(engines, await engines[ONE].client(VOLUME, OWNER))
+        client = await both_killed(engines, data, "tags")
+        assert await engines.read(client, VOLUME, 0, 0, MIB) == data
+        await engines.equal(VOLUME, 0, ONE, TWO)
+
+
+async def test_what_rots_in_both_while_both_are_away_is_not_taken_for_a_write(tmp_path: Path) -> None:
+    async with running_engines(tmp_path, 2) as engines:
+        data = await filled(engines, await engines[ONE].client(VOLUME, OWNER))
+        client = await both_killed(engines, data, "bytes")
+        assert (await client.read(VOLUME, offset=BAD * BLOCK)).status == wire.ST_CHECKSUM
+        assert engines[ONE].target.stats()["blocks_unrepairable"] >= 1
+        await engines.write(client, VOLUME, data[BAD * BLOCK : (BAD + 1) * BLOCK], 0, BAD * BLOCK)
+        assert await engines.read(client, VOLUME, 0, 0, MIB) == data
+        await engines.equal(VOLUME, 0, ONE, TWO)
+
+
 async def test_repairs_do_not_hold_up_nor_overtake_writes(tmp_path: Path) -> None:
     async with running_engines(tmp_path, 2) as engines:
         client = await engines[ONE].client(VOLUME, OWNER)
