@@ -28,9 +28,11 @@ from datapath.targetlearn cimport (LEARN_WAIT_MS, copy_read, learn_begin, learn_
                                    learn_tick)
 from datapath.targetlease cimport (LEASE_NS, lease_tick, map_version_set, now, peer_connected, peer_dead,
                                    peer_disconnected, peer_get)
+from datapath.targetlost cimport lost_tell
 from datapath.targetmembers cimport discard_strays, release_gated, tell_leaving
 from datapath.targetpair cimport peer_lost, sync_begin, sync_continue, unsync
 from datapath.targetread cimport read_done
+from datapath.targetrepair cimport check_read, scrub_rate, scrub_tick
 from datapath.targetvolumes cimport (forget_dropped, misses_answered, purge, segment, volume_get,
                                      volume_report)
 from datapath.volumemap cimport map_destroy, map_init
@@ -70,6 +72,7 @@ cdef enum Command:
     CMD_STAY = 16
     CMD_DEAD = 17
     CMD_RATE = 18
+    CMD_SCRUB = 19
 
 
 cdef void arm(Engine* e, Conn* c, bint write) noexcept nogil:
@@ -171,6 +174,7 @@ cdef void stay(Engine* e, uint32_t sds_id) noexcept nogil:
     if p != NULL:
         p.leaving = False
         p.heard_ns = e.now_ns
+        p.behind_ns = 0
 
 
 cdef void verify(Engine* e, Message* m) noexcept nogil:
@@ -222,6 +226,8 @@ cdef void command(Engine* e, Message* m) noexcept nogil:
         peer_dead(e, m.a, m.b)
     elif m.kind == CMD_RATE:
         learn_rate(e, m.a, m.b)
+    elif m.kind == CMD_SCRUB:
+        scrub_rate(e, m.b)
     else:
         v = volume_get(e, m.b)
         if v == NULL:
@@ -274,6 +280,8 @@ cdef void tick(Engine* e) noexcept nogil:
     if e.strays:
         discard_strays(e)
     sync_continue(e)
+    if e.lost:
+        lost_tell(e)
     learn_begin(e)
     volume_report(e)
 
@@ -304,6 +312,8 @@ cdef void run(Engine* e) noexcept nogil:
                         read_done(e, <Op*>job.owner)
                     elif job.kind == KIND_COPY:
                         copy_read(e, <Op*>job.owner)
+                    elif job.kind == KIND_CHECK:
+                        check_read(e, <Op*>job.owner)
                     else:
                         durability_done(e, job)
                     job = following
@@ -319,6 +329,7 @@ cdef void run(Engine* e) noexcept nogil:
             release_gated(e)
         lease_tick(e)
         learn_tick(e)
+        scrub_tick(e)
         flush_conns(e)
         if e.now_ns >= e.next_tick_ns:
             tick(e)
@@ -435,13 +446,18 @@ cdef class Target:
             c.doubtful = True
 
     cdef bint _replaces(self, Chunk* c, Device* d, uint32_t slot) except -1:
-        """Of a chunk's slots on two devices the one with the latest write stays, the other is given back.
+        """Of a chunk's slots on two devices the newer one stays, the other is given back: the one of the newer epoch,
+        else the one with the latest write.
 
         A crash leaves two when the chunk gave its slot back, got one on another device, and the first device's journal
-        had not told of it yet: what is there is older than all that was written since.
+        had not told of it yet: what is there is older than all that was written since. So does a device that failed,
+        if the chunk left the set and came back on another one, in a newer epoch.
         """
         cdef Device* other = self.e.devices[c.device].d
-        cdef bint later = tags_later(device_tags(d, slot), device_tags(other, c.slot))
+        cdef uint32_t epoch = d.slots[slot].epoch, than = other.slots[c.slot].epoch
+        cdef bint later = epoch > than
+        if epoch == than:
+            later = tags_later(device_tags(d, slot), device_tags(other, c.slot))
         cdef int error = device_slot_free(other, c.slot) if later else device_slot_free(d, slot)
         if error < 0:
             raise OSError(-error, (<bytes>strerror(-error)).decode())
@@ -554,6 +570,9 @@ cdef class Target:
     def set_resync_rate(self, uint32_t pool_id, uint64_t bytes_per_second):
         self._send(CMD_RATE, pool_id, bytes_per_second)
 
+    def set_scrub_rate(self, uint64_t bytes_per_second):
+        self._send(CMD_SCRUB, 0, bytes_per_second)
+
     def set_reserved(self, uint64_t slots):
         self._send(CMD_RESERVED, 0, slots)
 
@@ -600,6 +619,10 @@ cdef class Target:
             return ("no_space", m.b, m.a)
         if m.kind == EV_REPAIR:
             return ("repair_needed", m.b, m.a, m.c, "the block does not match its tag")
+        if m.kind == EV_REPAIRED:
+            return ("repaired", m.b, m.a, m.c >> 32, m.c & 0xffffffff, m.d)
+        if m.kind == EV_SCRUBBED:
+            return ("scrubbed", m.b, m.c, m.d)
         if m.kind == EV_PEER_SILENT:
             return ("peer_silent", m.a)
         if m.kind == EV_LEAVING:
@@ -611,6 +634,12 @@ cdef class Target:
         if m.kind == EV_LEARNER_LOST:
             numbers = memoryview(data).cast("Q").tolist()
             return ("learner_lost", m.a, list(zip(numbers[::2], numbers[1::2], strict=True)))
+        if m.kind == EV_LOST:
+            numbers = memoryview(data).cast("Q").tolist()
+            return ("lost", list(zip(*(numbers[field::4] for field in range(4)), strict=True)))
+        if m.kind == EV_COPY_REFUSED:
+            numbers = memoryview(data).cast("Q").tolist()
+            return ("copy_refused", m.a, list(zip(numbers[::2], numbers[1::2], strict=True)))
         if m.kind == EV_VOLUMES:
             numbers = memoryview(data).cast("Q").tolist() if data else []
             self.volumes_seen = {numbers[i]: tuple(numbers[i + 1:i + 5]) for i in range(0, len(numbers), 5)}

@@ -23,6 +23,7 @@ cdef enum:
     LEARNED_MAX = 1024               # chunks that wait for a learner's disk
     RATES_MAX = 64                   # pools
     OP_IDS_BYTES_MAX = 16777216
+    HOPELESS_MAX = 64                # ranges bad in all copies that are remembered
 
 cdef enum ConnKind:
     CONN_CLIENT = 1
@@ -39,6 +40,7 @@ cdef enum OpKind:
     KIND_PUSH = 7
     KIND_LOOK = 8                    # TAGS or PULL
     KIND_COPY = 9                    # to a learner
+    KIND_CHECK = 10                  # looks at all copies of a range, and repairs
 
 cdef enum OpState:
     STATE_QUEUED = 0                 # behind an overlapping operation
@@ -129,6 +131,7 @@ cdef struct Peer:                    # another SDS, from the first connection or
     uint64_t version                 # the newest map it has said it knows
     uint64_t heard_ns                # when it last granted us a lease, or we connected; 0: never
     uint64_t silent_told_ns
+    uint64_t behind_ns               # since when it asks with a map that is too old; 0: it does not
     Learner* learner                 # NULL: it has never learned from us
     Peer* next
 
@@ -161,8 +164,12 @@ cdef struct Chunk:
     uint64_t hold_ns                 # not served before: an earlier member that left may still serve
     uint32_t open_epoch              # the primary has said that whoever left before this epoch serves no more
     uint64_t retry_ns                # unsynced: the agreement failed, not tried again before
+    uint32_t failures                # of its agreement, because of one side's disk
+    bint alone                       # the MDM is being asked to leave the secondary out: it stays unsynced until then
+    bint bad                         # a part of it cannot be read or written here: the other member is to go on alone
     uint64_t known_since             # serial in Engine.op_ids: older entries are not of this copy
-    bint noted                       # there may be entries of the chunk
+    uint16_t told_by                 # the secondary that has told us some since we restarted
+    bint noted                       # there are or were entries of it: it is not forgotten
     Chunk* hash_next
     Op* ops                          # started or waiting, in order of arrival
 
@@ -172,6 +179,7 @@ cdef struct Op:
     int state
     uint32_t pending
     uint32_t status
+    uint32_t full                    # copies for which the host had no space after the operation had started
     uint32_t conn_id
     uint32_t slot_of_op              # its own position: replication's request id is made of it
     uint32_t serial
@@ -187,6 +195,11 @@ cdef struct Op:
     uint16_t remote_id               # who has to confirm it: PENDING_REMOTE
     uint16_t learner_id              # PENDING_LEARNER, KIND_COPY
     bint known                       # carried out before: it only has to be on the disks
+    uint64_t bad                     # KIND_CHECK: own blocks that do not match their tags, by bit
+    uint32_t outstanding             # frames not yet answered
+    uint32_t repaired
+    uint32_t lost                    # blocks that no copy has
+    bint scrub                       # the scrubber's
     uint64_t started_ns
     int fd
     uint64_t offset
@@ -221,6 +234,8 @@ cdef struct Sync:                    # the agreement of a pair, one chunk at a t
     uint64_t pulled
     uint64_t pushed
     bint failed                      # something of this chunk could not be read, sent or written
+    bint refused                     # by the other side's disk
+    bint own                         # by our own disk
     bint postponed                   # the chunk's intent is not durable yet
 
 cdef struct Counters:
@@ -228,7 +243,25 @@ cdef struct Counters:
     uint64_t flush_ops, flush_ns, discard_ops, reads_inline, reads_pooled, checksum_errors, journal_commits, checkpoints
     uint64_t bad_frames, leases_lapsed, turn_max_ns
     uint64_t resync_bytes, resync_chunks, resync_left, ops_known
+    uint64_t blocks_repaired, blocks_unrepairable, scrub_chunks, scrub_bytes, scrub_errors, scrub_passes
     uint32_t clients, peers, queue_depth
+
+cdef struct Hopeless:                # no copy has all blocks of this range: not looked at again before
+    uint64_t volume_id
+    uint32_t index
+    uint32_t first
+    uint32_t count
+    uint64_t until_ns
+
+cdef struct Scrub:
+    uint64_t bytes_per_second        # 0: does not scrub
+    RateLimit limit
+    uint64_t next_ns                 # the next pass does not begin before
+    uint32_t place                   # the chunk: place in the table, number there, next block
+    uint32_t nth
+    uint32_t block
+    uint64_t bytes_before            # this pass
+    bint running                     # one step at a time
 
 cdef struct Engine:
     uint32_t sds_id
@@ -262,6 +295,7 @@ cdef struct Engine:
     uint64_t alone_ns                # not alone before: we do not know whom we granted what before our start
     bint gated                       # operations wait for a gate to open
     bint strays                      # the map says of something here that it is not ours
+    bint lost                        # chunks here may be lost to a disk: looked for at each tick
     uint64_t miss_volume[4096]
     uint32_t miss_segment[4096]
     uint32_t miss_count
@@ -281,6 +315,10 @@ cdef struct Engine:
     bint learn_all                   # this round takes chunks with two copies too
     uint32_t learn_rate_count
     LearnRate learn_rates[64]
+    uint32_t checks                  # KIND_CHECK operations there are
+    Hopeless hopeless[64]
+    uint32_t hopeless_next
+    Scrub scrub
     int wait_ms                      # how long the loop may sleep
     bint purging
     bint stopping

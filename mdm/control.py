@@ -18,6 +18,7 @@ from mdm.membership import Candidate, SdcRuntime, SdsRuntime, peers_of
 from mdm.model import Device, Volume, VolumeMapping
 from mdm.orchestrator import Orchestrator, volume_info
 from mdm.rates import leads_of, rates_of
+from mdm.repairs import Repairs
 from mdm.views import View
 from mdm.witness import Witness
 from pfvol import capability
@@ -47,6 +48,7 @@ class Control:
         self._orchestrator = orchestrator
         self._manager = orchestrator.manager
         self._membership = orchestrator.membership
+        self._repairs = Repairs()
         self._witness = Witness(orchestrator.membership)
         self._ids: dict[Session, int] = {}
         """Of sessions that have registered: the SDS or SDC that they are of."""
@@ -55,6 +57,7 @@ class Control:
                 "sds.register": self._sds_register,
                 "sds.report": self._sds_report,
                 "sds.leave_out": self._sds_leave_out,
+                "sds.withdraw": self._sds_withdraw,
                 "sds.learned": self._sds_learned,
                 "map.volume": self._map_volume,
                 "map.segment": self._map_segment,
@@ -187,6 +190,11 @@ class Control:
             self._orchestrator.wake()
         purged = _numbers(params.get("purged"), PURGED_MAX)
         await self._orchestrator.purged(sds_id, purged)
+        repaired = self._repairs.news(sds_id, stats, trio.current_time())
+        if repaired is not None and sds_id in self._manager.state.sds:
+            await self._manager.execute(
+                commands.TellRepairs(sds_id=sds_id, repaired=repaired.blocks, unrepairable=repaired.unrepairable)
+            )
 
     async def _sds_leave_out(self, session: Session, params: Params) -> dict[str, Any]:
         """Where the asker leads the other one is left out at once; where it does not, if that one does not answer."""
@@ -212,14 +220,32 @@ class Control:
             _log.warning("an SDS was left out", peer=str(session.peer), left=outcome.state.sds[peer].name, chunks=left)
         return {"left": left, "dead": peer in self._membership.dead, "version": self._manager.state.map_version}
 
+    async def _sds_withdraw(self, session: Session, params: Params) -> dict[str, Any]:
+        """The asker's disk cannot keep these chunks; the peer has them."""
+        asker, peer = self._serving(session), self._here(_whole(params, "peer"))
+        command = commands.Withdraw(
+            sds_id=asker,
+            peer=peer,
+            incarnation=_whole(params, "incarnation"),
+            chunks=frozenset(_chunks(params.get("chunks"), 2)),
+        )
+        outcome = await self._orchestrator.execute(command)
+        if outcome.result:
+            _log.warning("an SDS gave chunks up", peer=str(session.peer), chunks=outcome.result)
+        return {"left": outcome.result, "version": self._manager.state.map_version}
+
     async def _sds_learned(self, session: Session, params: Params) -> dict[str, Any]:
         asker, learner = self._serving(session), _whole(params, "learner")
-        runtime = self._membership.sds.get(learner)
-        if runtime is None or not runtime.serving:
-            raise ConflictError(f"SDS number {learner} is not here now")
+        self._here(learner)
         chunks = tuple(_chunks(params.get("chunks"), 3))
         outcome = await self._orchestrator.execute(commands.JoinLearners(primary=asker, learner=learner, chunks=chunks))
         return {"joined": outcome.result.entries, "version": self._manager.state.map_version}
+
+    def _here(self, sds_id: int) -> int:
+        runtime = self._membership.sds.get(sds_id)
+        if runtime is None or not runtime.serving:
+            raise ConflictError(f"SDS number {sds_id} is not here now")
+        return sds_id
 
     def _serving(self, session: Session) -> int:
         """The SDS of this session, if it is the newest one of it and the SDS has come with its devices."""
@@ -410,6 +436,6 @@ def _stats(value: Any, figures_per_volume: int | None) -> dict[str, Any]:
         ):
             raise InvalidError(f"stats of a volume must be {figures_per_volume} numbers")
     for key, figure in value.items():
-        if key.startswith(("slots_", "resync_")) and not _is_number(figure):
+        if key.startswith(("slots_", "resync_", "blocks_", "scrub_")) and not _is_number(figure):
             raise InvalidError(f"{key} must be a number")
     return value

@@ -139,6 +139,25 @@ async def test_chunks_that_are_excepted_or_named(tmp_path: Path) -> None:
         assert (await s1.leave_out(s2, as_secondary=False, chunks=names[:3]))["left"] == 1 + 2
 
 
+async def test_who_cannot_keep_its_copies_leaves_them_to_who_is_there(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (mdm, _made, (s1, s2, _s3)):
+        volume_id = await make_volume(mdm)
+        led = chunks_of(await s1.fetch(volume_id), s1, s2)
+        given = {"peer": s2.sds_id, "incarnation": s2.incarnation, "chunks": [[volume_id, chunk] for chunk in led]}
+        with pytest.raises(ConflictError):
+            await s1.session.call("sds.withdraw", given | {"incarnation": s2.incarnation + 1})
+        assert await s1.session.call("sds.withdraw", given) == {"left": len(led), "version": 2}
+        await s2.fetch(volume_id)
+        assert set(chunks_of(s2.entries(volume_id), s2, None)) == set(led)
+        for bad in ({"chunks": None}, {"incarnation": "x"}, {"peer": -1}):
+            with pytest.raises(InvalidError):
+                await s1.session.call("sds.withdraw", given | bad)
+        s2.session.close("killed")
+        await mdm.wait_state("s2", "DOWN")
+        with pytest.raises(ConflictError):
+            await s1.session.call("sds.withdraw", given)
+
+
 async def test_who_does_not_serve_changes_nothing(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (mdm, made, (s1, s2, s3)):
         await make_volume(mdm)

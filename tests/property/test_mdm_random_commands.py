@@ -38,6 +38,7 @@ from mdm.commands import (
     UnmapVolume,
     UpdatePool,
     VolumePurged,
+    Withdraw,
 )
 from mdm.health import down
 from mdm.model import State
@@ -220,6 +221,12 @@ class Commands(RuleBasedStateMachine):
     def leave_out_of_some(self, keeper: int, left: int, chunks: set[tuple[int, int]], named: bool) -> None:
         given: dict[str, Any] = {"chunks" if named else "except_chunks": frozenset(chunks)}
         self.run(LeaveOut(keeper=keeper, left=left, as_primary=True, as_secondary=True, **given))
+
+    @rule(sds=numbers, peer=numbers, chunks=some_chunks, stale=st.booleans())
+    def withdraw(self, sds: int, peer: int, chunks: set[tuple[int, int]], stale: bool) -> None:
+        server = self.state.sds.get(peer)
+        incarnation = (0 if server is None else server.incarnation) + stale
+        self.run(Withdraw(sds_id=sds, peer=peer, incarnation=incarnation, chunks=frozenset(chunks)))
 
     @rule(chunks=some_chunks, sds=st.integers(0, 5), stale=st.booleans())
     def set_learners(self, chunks: set[tuple[int, int]], sds: int, stale: bool) -> None:
