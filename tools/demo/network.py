@@ -158,9 +158,17 @@ def remove(name: str) -> list[str]:
     for namespace in namespaces:
         _ip("netns", "delete", namespace)
     link = f"{LINK_PREFIX}{name}"
-    if namespaces and any(entry["ifname"] == link for entry in json.loads(_ip("-j", "link"))):
-        _ip("link", "delete", "dev", link)  # It would go with the switch, a moment later.
+    if namespaces and _exists(link):
+        try:
+            _ip("link", "delete", "dev", link)  # It would go with the switch, a moment later.
+        except NetworkError:
+            if _exists(link):
+                raise
     return namespaces
+
+
+def _exists(link: str) -> bool:
+    return any(entry["ifname"] == link for entry in json.loads(_ip("-j", "link")))
 
 
 def networks() -> list[str]:
