@@ -215,6 +215,10 @@ class Engines:
         reply = await self._asked(lambda epoch: client.read(volume_id, chunk, offset, length, epoch), volume_id, chunk)
         return reply.payload
 
+    async def flush(self, client: DataClient, volume_id: int, status: int = wire.ST_OK) -> None:
+        """Asks once; ``status`` is the answer that is due."""
+        assert (await client.request(wire.OP_FLUSH, volume_id=volume_id)).status == status
+
     async def _asked(self, ask: Any, volume_id: int, chunk: int) -> Reply:
         async def answer() -> Reply | None:
             reply: Reply = await ask(self.epoch(volume_id, chunk))
