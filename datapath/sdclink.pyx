@@ -14,7 +14,7 @@ from datapath.checksum cimport verify_range
 from datapath.connection cimport Buf, Conn, conn_destroy, conn_flush, conn_init, conn_receive
 from datapath.sdcflush cimport flush_heard
 from datapath.sdcmove cimport flush_spared
-from datapath.sdcsend cimport send_capability, send_part, send_queue
+from datapath.sdcsend cimport send_capability, send_doubt, send_part, send_queue
 from datapath.sdcstate cimport *
 from datapath.volumemap cimport MapEntry, map_lookup
 from datapath.waiting cimport EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, epoll_ctl, epoll_event
@@ -34,6 +34,7 @@ cdef enum:
     BACKOFF_MAX_NS = 100000000
     BACKOFF_DOUBLINGS = 5
     PAYLOAD_TRIES_MAX = 5
+    BAD_TRIES_MAX = 3
     RANGE_TRIES_MAX = 20             # an extend reaches the SDSs a little later than the SDC
     EXPLORE_EVERY = 64               # reads between two that try the slower copy
     OWES_NS = 20000000               # an answer due for longer says more than the latency of those before
@@ -469,6 +470,7 @@ cdef void _ok(Engine* e, Part* p, Sds* s, Header* h, char* body) noexcept nogil:
         else:
             payload = body + 4 * blocks_touched(p.offset, p.length)
             if verify_range(p.volume.id, p.chunk, p.offset, p.length, payload, <const uint32_t*>body) >= 0:
+                send_doubt(e, p, s)
                 _bad_copy(e, p, s)
                 return
         elapsed = (e.now_ns - p.sent_ns) * LATENCY_SCALE_BYTES // (LATENCY_SCALE_BYTES + p.length)
@@ -494,10 +496,14 @@ cdef void part_exclude(Part* p, Sds* s, bint for_good) noexcept nogil:
 
 cdef void _route_or_fail(Engine* e, Part* p, int reason) noexcept nogil:
     cdef uint8_t members = 3 if p.secondary else 1
-    if p.bad & members == members:
-        e.part_done(e, p, EIO, reason, NULL, NULL)
-    else:
+    if p.bad & members != members:
         part_route(e, p)
+    elif p.opcode == OP_READ and reason == WHY_CHECKSUM and p.bad_tries < BAD_TRIES_MAX:
+        p.bad_tries += 1                     # each may lack another block, and give it to the other
+        p.bad = 0
+        part_back_off(e, p)
+    else:
+        e.part_done(e, p, EIO, reason, NULL, NULL)
 
 
 cdef void _not_ok(Engine* e, Part* p, Sds* s, int status) noexcept nogil:

@@ -192,6 +192,8 @@ cdef struct Part:
     uint8_t range_tries
     uint8_t bad                      # READ: members that have no good copy, by bit (0 primary, 1 secondary)
     uint8_t later                    # READ: members that asked to come again
+    uint8_t bad_tries                # READ: times that all members were bad
+    bint again                       # READ: says that what came before did not verify
     bint abandoned                   # nobody waits: its answer is dropped
     bint stale                       # refused with stale_epoch: a map with a newer one is needed
     uint32_t stale_epoch

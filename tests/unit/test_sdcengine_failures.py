@@ -134,8 +134,9 @@ def test_read_that_one_copy_refuses_comes_from_the_other(status: int, refuser: i
         assert len(bad) == (r.sds[refuser].count(wire.OP_READ) if status == wire.ST_CHECKSUM else 0)
 
 
-@pytest.mark.parametrize(("status", "events"), [(wire.ST_CHECKSUM, 2), (wire.ST_IO_ERROR, 0)])
+@pytest.mark.parametrize(("status", "events"), [(wire.ST_CHECKSUM, 8), (wire.ST_IO_ERROR, 0)])
 def test_read_that_both_copies_refuse_is_eio(status: int, events: int) -> None:
+    """A block that does not match its tag is tried a few times more: it may be repaired meanwhile."""
     with rig() as r:
         once(r, wire.OP_READ, status, times=1000)
         assert r.do("read", 0, BLOCK) == (errno.EIO, b"")
