@@ -16,7 +16,7 @@ from datapath.targetengine cimport (EV_CAPABILITY, conn_by_id, emit, map_miss, o
 from datapath.targetlease cimport lease_asked, peer_get
 from datapath.targetlost cimport device_lost, lost_status
 from datapath.targetmembers cimport members_ready
-from datapath.targetops cimport ops_forget, ops_tell_all, ops_told
+from datapath.targetops cimport ops_forget, ops_tell, ops_tell_all, ops_told
 from datapath.targetpair cimport PULL_BLOCKS_MAX, agreed, secondary_answer
 from datapath.targetread cimport read_answer
 from datapath.targetrepair cimport repair_asked, repair_want, verify_start
@@ -223,6 +223,8 @@ cdef void tags_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
         return
     if chunk != NULL and h.flags & FLAG_RESYNC:
         ops_forget(e, chunk)                               # what is here is made what the primary has
+    elif chunk != NULL and not chunk.doubtful:
+        ops_tell(e, c, chunk)
     reply_head(e, &r, h, ST_OK)
     if chunk == NULL or chunk.slot == SLOT_NONE:
         r.flags = FLAG_ABSENT

@@ -1,5 +1,4 @@
 # Operations that are known, answered and not carried out again; and how the other copies of a chunk hear of them.
-from libc.stdint cimport uint32_t
 from datapath.connection cimport Conn
 from datapath.targetstate cimport Chunk, Engine, Op
 from datapath.wire cimport Header
@@ -18,7 +17,7 @@ cdef void ops_tell(Engine* e, Conn* c, const Chunk* chunk) noexcept nogil
 cdef void ops_tell_all(Engine* e, Conn* c) noexcept nogil
 # The primary tells us.
 cdef void ops_told(Engine* e, const Header* h) noexcept nogil
-# The secondary tells us, who have restarted.
+# The secondary tells us, who have restarted or are comparing a chunk with it.
 cdef void ops_told_back(Engine* e, Conn* c, const Header* h) noexcept nogil
-# What it has told us of chunks that have not been compared since is given up: it may have restarted too.
-cdef void ops_forget_told(Engine* e, uint32_t sds_id) noexcept nogil
+# It has restarted: what it had told us of chunks that have not been compared since is given up.
+cdef void ops_forget_told(Engine* e, const Conn* c) noexcept nogil

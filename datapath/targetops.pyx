@@ -10,9 +10,11 @@ serves nothing.
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from datapath.chunkstore cimport chunk_find, chunk_get
-from datapath.opids cimport (ISSUERS, OP_CARRIED_OUT, OP_FINISHED, Entry, Issuer, opids_find, opids_note, opids_undo)
+from datapath.opids cimport (ISSUERS, OP_CARRIED_OUT, OP_FINISHED, OP_NEW, Entry, Issuer, opids_find, opids_note,
+                             opids_undo)
 from datapath.targetdurability cimport sync_wait
 from datapath.targetengine cimport forward, op_settle, replicate, send_head, volume_commit
+from datapath.targetlost cimport device_lost
 from datapath.targetmembers cimport entry_of
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry
@@ -25,7 +27,9 @@ cdef inline uint64_t place_of(const Op* op) noexcept nogil:
 
 
 cdef bint op_known(Engine* e, Op* op) noexcept nogil:
-    cdef int known = opids_find(&e.op_ids, op.h.node_id, place_of(op), op.h.op_id, op.chunk.known_since)
+    cdef int known = OP_NEW
+    if not device_lost(e, op.chunk):                       # else what was applied here may be gone
+        known = opids_find(&e.op_ids, op.h.node_id, place_of(op), op.h.op_id, op.chunk.known_since)
     if known == OP_FINISHED:
         op_settle(e, op, PENDING_LOCAL, ST_OLD_SESSION)
     elif known == OP_CARRIED_OUT:
@@ -122,23 +126,28 @@ cdef void ops_told(Engine* e, const Header* h) noexcept nogil:
 
 
 cdef void ops_told_back(Engine* e, Conn* c, const Header* h) noexcept nogil:
-    cdef const Peer* p = e.peers[(<Session*>c.user).node_id & (SDS_IDS - 1)]
+    cdef Peer* p = e.peers[(<Session*>c.user).node_id & (SDS_IDS - 1)]
     cdef Chunk* chunk = chunk_find(e, h.volume_id, h.chunk_index)
     if p == NULL:
         return
-    if chunk != NULL and chunk.doubtful:
+    p.told_incarnation = (<Session*>c.user).incarnation
+    if chunk != NULL and chunk.unsynced:
         chunk.told_by = <uint16_t>p.sds_id
     elif p.agreed_as_primary:
         return
     ops_told(e, h)
 
 
-cdef void ops_forget_told(Engine* e, uint32_t sds_id) noexcept nogil:
+cdef void ops_forget_told(Engine* e, const Conn* c) noexcept nogil:
     cdef uint32_t i
     cdef Chunk* chunk
+    cdef const Session* s = <Session*>c.user
+    cdef const Peer* p = e.peers[s.node_id & (SDS_IDS - 1)]
+    if p == NULL or p.told_incarnation == 0 or p.told_incarnation == s.incarnation:
+        return
     for i in range(e.table_capacity):
         chunk = e.table[i]
         while chunk != NULL:
-            if chunk.doubtful and chunk.told_by == sds_id:
+            if chunk.unsynced and chunk.told_by == s.node_id:
                 ops_forget(e, chunk)
             chunk = chunk.hash_next

@@ -42,7 +42,7 @@ cdef void unsync(Engine* e, Chunk* c) noexcept nogil:
 
 cdef void agreed(Engine* e, Chunk* c) noexcept nogil:
     c.doubtful = c.peer_doubtful = c.untold = c.bad = c.alone = False
-    c.failures = 0
+    c.failures = c.told_by = 0
     if c.unsynced:
         c.unsynced = False
         e.unsynced_count -= 1
@@ -66,7 +66,7 @@ cdef void ask(Engine* e, Conn* c, int opcode, uint64_t volume_id, uint32_t index
 
 cdef void sync_begin(Engine* e, Conn* c) noexcept nogil:
     memset(&e.syncs[c.id & (CONNS_MAX - 1)], 0, sizeof(Sync))
-    ops_forget_told(e, (<Session*>c.user).node_id)
+    ops_forget_told(e, c)
     ask(e, c, OP_DIRTY, 0, 0, 0, 0, 0)
 
 

@@ -131,6 +131,7 @@ cdef struct Peer:                    # another SDS, from the first connection or
     uint64_t version                 # the newest map it has said it knows
     uint64_t heard_ns                # when it last granted us a lease, or we connected; 0: never
     uint64_t silent_told_ns
+    uint64_t told_incarnation        # in which it has told us of operations
     uint64_t behind_ns               # since when it asks with a map that is too old; 0: it does not
     Learner* learner                 # NULL: it has never learned from us
     Peer* next
@@ -168,7 +169,7 @@ cdef struct Chunk:
     bint alone                       # the MDM is being asked to leave the secondary out: it stays unsynced until then
     bint bad                         # a part of it cannot be read or written here: the other member is to go on alone
     uint64_t known_since             # serial in Engine.op_ids: older entries are not of this copy
-    uint16_t told_by                 # the secondary that has told us some since we restarted
+    uint16_t told_by                 # unsynced: the secondary that has told us some
     bint noted                       # there are or were entries of it: it is not forgotten
     Chunk* hash_next
     Op* ops                          # started or waiting, in order of arrival
