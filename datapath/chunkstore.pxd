@@ -19,6 +19,8 @@ cdef int chunk_write(Engine* e, Chunk* c, uint32_t first, uint32_t count, const 
 cdef int chunk_put(Engine* e, Chunk* c, uint32_t first, uint32_t count, const char* data,
                    const Tag* names) noexcept nogil
 cdef int chunk_discard(Engine* e, Chunk* c, uint32_t first, uint32_t count, uint32_t epoch, uint64_t seq) noexcept nogil
+# Counts the blocks that are not holes anew.
+cdef void chunk_count_live(Engine* e, Chunk* c) noexcept nogil
 # Gives the slot back when nothing lives in it and nobody works on it. `refused`: because the other copy has no room.
 cdef void chunk_trim(Engine* e, Chunk* c, bint refused) noexcept nogil
 # Gives the chunk's slot back, whatever is in it; on a failed device it is only forgotten. False: the journal is full,

@@ -13,10 +13,10 @@ from datapath.device cimport (
     device_slot_alloc, device_slot_free, device_tags, device_tags_write)
 from datapath.checksum cimport check_zero_block
 from datapath.ondisk cimport SLOT_NONE, TAG_HOLE, Tag
-from datapath.tags cimport tag_is_hole, tag_set
+from datapath.tags cimport tag_good_hole, tag_is_hole, tag_set
 from datapath.targetstate cimport CONNS_MAX, DeviceState, LEARN_NOT, TargetVolume
 from datapath.volumemap cimport MapVolume, map_volume_find
-from datapath.wire cimport BLOCK_SHIFT
+from datapath.wire cimport BLOCK_SHIFT, CHUNK_BLOCKS
 
 cdef extern from "<fcntl.h>" nogil:
     int fallocate(int fd, int mode, int64_t offset, int64_t size)
@@ -225,10 +225,23 @@ cdef int chunk_discard(Engine* e, Chunk* c, uint32_t first, uint32_t count, uint
     return device_tags_write(d, c.slot, first, count, fresh)
 
 
+cdef void chunk_count_live(Engine* e, Chunk* c) noexcept nogil:
+    """By tags that vouch for a hole: a flipped flag makes none."""
+    cdef const Tag* tags
+    cdef uint32_t i
+    c.live_blocks = 0
+    if c.slot == SLOT_NONE:
+        return
+    tags = chunk_tags(e, c)
+    for i in range(CHUNK_BLOCKS):
+        c.live_blocks += not tag_good_hole(&tags[i], c.volume_id, c.index, i)
+
+
 cdef void chunk_trim(Engine* e, Chunk* c, bint refused) noexcept nogil:
     if c.slot == SLOT_NONE or c.live_blocks or c.ops != NULL or c.unsynced or e.devices[c.device].d.failed:
         return
-    if chunk_release(e, c):
+    chunk_count_live(e, c)                                 # what goes is gone: a wrong count must not make it go
+    if c.live_blocks == 0 and chunk_release(e, c):
         e.devices[c.device].refused += refused
 
 

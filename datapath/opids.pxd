@@ -35,6 +35,8 @@ cdef struct OpIds:
 # What was carried out stays noted when something older of the same place is noted after it.
 cdef void opids_note(OpIds* o, uint32_t node_id, uint64_t place, uint64_t op_id, uint64_t volume_id,
                      uint32_t index) noexcept nogil
+# It was not carried out after all. Those before it stay finished.
+cdef void opids_undo(OpIds* o, uint32_t node_id, uint64_t place, uint64_t op_id) noexcept nogil
 # Entries up to serial `since` do not count: the copy of the chunk has been replaced since.
 cdef int opids_find(const OpIds* o, uint32_t node_id, uint64_t place, uint64_t op_id, uint64_t since) noexcept nogil
 cdef void opids_free(OpIds* o) noexcept nogil

@@ -99,6 +99,12 @@ cdef void opids_note(OpIds* o, uint32_t node_id, uint64_t place, uint64_t op_id,
     entry.serial = o.serial
 
 
+cdef void opids_undo(OpIds* o, uint32_t node_id, uint64_t place, uint64_t op_id) noexcept nogil:
+    cdef Issuer* issuer = issuer_find(o, node_id)
+    if issuer != NULL and place and place <= issuer.count and issuer.entries[place - 1].op_id == op_id:
+        issuer.entries[place - 1].serial = 0
+
+
 cdef int opids_find(const OpIds* o, uint32_t node_id, uint64_t place, uint64_t op_id, uint64_t since) noexcept nogil:
     cdef const Issuer* issuer = issuer_find(o, node_id)
     cdef const Entry* entry
@@ -127,6 +133,9 @@ cdef class OperationTable:
 
     def note(self, uint32_t node_id, uint64_t place, uint64_t op_id) -> None:
         opids_note(&self.ids, node_id, place, op_id, 1, 0)
+
+    def undo(self, uint32_t node_id, uint64_t place, uint64_t op_id) -> None:
+        opids_undo(&self.ids, node_id, place, op_id)
 
     def find(self, uint32_t node_id, uint64_t place, uint64_t op_id, uint64_t since=0) -> int:
         return opids_find(&self.ids, node_id, place, op_id, since)

@@ -7,3 +7,5 @@ cdef void send_queue(Engine* e, Sds* s) noexcept nogil
 cdef int send_part(Engine* e, Part* p, Sds* s) noexcept nogil
 # The same for a frame with the volume's capability.
 cdef int send_capability(Engine* e, Volume* v, Sds* s) noexcept nogil
+# Says that what the SDS served for this read did not match its check values; nobody waits for the answer.
+cdef void send_doubt(Engine* e, Part* p, Sds* s) noexcept nogil

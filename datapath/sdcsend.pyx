@@ -8,8 +8,8 @@ from libc.string cimport memcpy, memset
 from datapath.checksum cimport check_range
 from datapath.connection cimport conn_append, conn_append_ref, conn_reserve, conn_unreserve
 from datapath.sdcstate cimport *
-from datapath.wire cimport (FLAG_COMMIT, HEADER_SIZE, OP_CAPABILITY, OP_DISCARD, OP_WRITE, Header, blocks_touched,
-                            header_seal)
+from datapath.wire cimport (FLAG_COMMIT, FLAG_RESYNC, HEADER_SIZE, OP_CAPABILITY, OP_DISCARD, OP_READ, OP_WRITE, Header,
+                            blocks_touched, header_seal)
 
 cdef enum:
     INLINE_PAYLOAD_MAX = 32768       # copied behind its header: one piece for the kernel instead of two
@@ -35,7 +35,7 @@ cdef void _header(Engine* e, Part* p, Header* h) noexcept nogil:
     h.op_id = p.op_id
     if p.opcode == OP_WRITE or p.opcode == OP_DISCARD:
         h.seq = p.op_place
-    h.flags = FLAG_COMMIT if p.opcode == OP_WRITE and p.request.commit else 0
+    h.flags = FLAG_COMMIT if p.opcode == OP_WRITE and p.request.commit else (FLAG_RESYNC if p.again else 0)
     h.incarnation = e.incarnation
 
 
@@ -111,3 +111,20 @@ cdef int send_capability(Engine* e, Volume* v, Sds* s) noexcept nogil:
     list_append(&s.in_flight, &p.link)
     s.in_flight_count += 1
     return 0
+
+
+cdef void send_doubt(Engine* e, Part* p, Sds* s) noexcept nogil:
+    """The SDS serves what it does not verify: it is asked once more with that said, and nobody waits for the answer."""
+    cdef Part* q = part_new(e)
+    if q == NULL:
+        return
+    q.opcode = OP_READ
+    q.volume = p.volume
+    q.chunk = p.chunk
+    q.offset = p.offset
+    q.length = p.length
+    q.epoch = p.epoch
+    q.again = True
+    q.abandoned = True
+    if send_part(e, q, s) < 0:
+        part_free(e, q)

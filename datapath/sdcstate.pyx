@@ -42,6 +42,7 @@ cdef int engine_alloc(Engine* e) noexcept nogil:
     e.events.event_fd = -1
     e.channel.fuse_fd = -1
     e.channel.relay_fd = -1
+    e.happened = 1
     list_init(&e.active)
     list_init(&e.backoff)
     list_init(&e.throttled)

@@ -13,6 +13,9 @@ cdef void tag_set_never(Tag* tag, uint64_t volume_id, uint32_t chunk_index, uint
 cdef int tags_verify(const Tag* tags, uint64_t volume_id, uint32_t chunk_index, const char* data,
                      uint8_t* bad) noexcept nogil
 
+# Whether it says that the block is a hole, and its check value is that of zeros: a flag alone vouches for nothing.
+cdef bint tag_good_hole(const Tag* tag, uint64_t volume_id, uint32_t chunk_index, uint32_t block) noexcept nogil
+
 cdef inline bint tag_newer(uint32_t epoch, uint64_t seq, const Tag* than) noexcept nogil:
     """(epoch, seq) names a later write than the tag; flags do not count."""
     if epoch != than.epoch:

@@ -35,6 +35,11 @@ cdef void tag_set_never(Tag* tag, uint64_t volume_id, uint32_t chunk_index, uint
     tag_set(tag, check_zero_block(volume_id, chunk_index, block), 0, TAG_HOLE)
 
 
+cdef bint tag_good_hole(const Tag* tag, uint64_t volume_id, uint32_t chunk_index, uint32_t block) noexcept nogil:
+    return (tag.seq & (TAG_HOLE | TAG_UNKNOWN)) == TAG_HOLE and tag_check(tag) == check_zero_block(
+        volume_id, chunk_index, block)
+
+
 cdef int tags_verify(const Tag* tags, uint64_t volume_id, uint32_t chunk_index, const char* data,
                      uint8_t* bad) noexcept nogil:
     cdef uint32_t block, check

@@ -46,6 +46,9 @@ class Target:
         - ``("copy_refused", sds_id, [(volume_id, chunk), ...])``: for a second these have not agreed with this
           secondary, because its disk refuses; again while it lasts
         - ``("repair_needed", volume_id, chunk_index, block, reason: str)``: a stored block does not match its tag
+        - ``("repaired", volume_id, chunk_index, first_block, repaired, unrepairable)``: how many blocks from there on
+          were rewritten from the other copy, here or there, and how many no copy has
+        - ``("scrubbed", chunks, bytes, errors)``: the scrubber's pass has ended; totals since start
         """
     def add_client(self, fd: int, sdc_id: int, incarnation: int) -> int:
         """Hands over an authenticated socket of an SDC (the engine owns fd); its older sessions are closed first."""
@@ -78,6 +81,8 @@ class Target:
         """Nothing is left of that process of the peer: what it was granted counts as over."""
     def set_resync_rate(self, pool_id: int, bytes_per_second: int) -> None:
         """What may be copied to learners in this pool; 0: nothing."""
+    def set_scrub_rate(self, bytes_per_second: int) -> None:
+        """How fast chunks led here are verified in all their copies; 0: not at all. A pass begins, if none goes on."""
     def set_reserved(self, slots: int) -> None:
         """Slots promised to thick volumes on this SDS in all (used ones included): thin ones leave room for them."""
     def checkpoint(self) -> None: ...
@@ -93,6 +98,8 @@ class Target:
         (memory of operations that may be sent again; such that were given up because it was full),
         ``resync_bytes resync_chunks`` (sent to learners; chunks that have become whole there),
         ``resync_left`` (chunks led here whose learner is connected and not whole yet),
+        ``blocks_repaired blocks_unrepairable`` (of chunks led here, in all their copies),
+        ``scrub_chunks scrub_bytes scrub_errors scrub_passes``,
         ``read_histogram write_histogram`` (lists, see histogram.pxd),
         ``volumes``: ``{volume_id: (chunks, blocks, primary_chunks, primary_blocks)}`` allocated here.
         """

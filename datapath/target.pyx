@@ -32,6 +32,7 @@ from datapath.targetlost cimport lost_tell
 from datapath.targetmembers cimport discard_strays, release_gated, tell_leaving
 from datapath.targetpair cimport peer_lost, sync_begin, sync_continue, unsync
 from datapath.targetread cimport read_done
+from datapath.targetrepair cimport check_read, scrub_rate, scrub_tick
 from datapath.targetvolumes cimport (forget_dropped, misses_answered, purge, segment, volume_get,
                                      volume_report)
 from datapath.volumemap cimport map_destroy, map_init
@@ -71,6 +72,7 @@ cdef enum Command:
     CMD_STAY = 16
     CMD_DEAD = 17
     CMD_RATE = 18
+    CMD_SCRUB = 19
 
 
 cdef void arm(Engine* e, Conn* c, bint write) noexcept nogil:
@@ -172,6 +174,7 @@ cdef void stay(Engine* e, uint32_t sds_id) noexcept nogil:
     if p != NULL:
         p.leaving = False
         p.heard_ns = e.now_ns
+        p.behind_ns = 0
 
 
 cdef void verify(Engine* e, Message* m) noexcept nogil:
@@ -223,6 +226,8 @@ cdef void command(Engine* e, Message* m) noexcept nogil:
         peer_dead(e, m.a, m.b)
     elif m.kind == CMD_RATE:
         learn_rate(e, m.a, m.b)
+    elif m.kind == CMD_SCRUB:
+        scrub_rate(e, m.b)
     else:
         v = volume_get(e, m.b)
         if v == NULL:
@@ -307,6 +312,8 @@ cdef void run(Engine* e) noexcept nogil:
                         read_done(e, <Op*>job.owner)
                     elif job.kind == KIND_COPY:
                         copy_read(e, <Op*>job.owner)
+                    elif job.kind == KIND_CHECK:
+                        check_read(e, <Op*>job.owner)
                     else:
                         durability_done(e, job)
                     job = following
@@ -322,6 +329,7 @@ cdef void run(Engine* e) noexcept nogil:
             release_gated(e)
         lease_tick(e)
         learn_tick(e)
+        scrub_tick(e)
         flush_conns(e)
         if e.now_ns >= e.next_tick_ns:
             tick(e)
@@ -562,6 +570,9 @@ cdef class Target:
     def set_resync_rate(self, uint32_t pool_id, uint64_t bytes_per_second):
         self._send(CMD_RATE, pool_id, bytes_per_second)
 
+    def set_scrub_rate(self, uint64_t bytes_per_second):
+        self._send(CMD_SCRUB, 0, bytes_per_second)
+
     def set_reserved(self, uint64_t slots):
         self._send(CMD_RESERVED, 0, slots)
 
@@ -608,6 +619,10 @@ cdef class Target:
             return ("no_space", m.b, m.a)
         if m.kind == EV_REPAIR:
             return ("repair_needed", m.b, m.a, m.c, "the block does not match its tag")
+        if m.kind == EV_REPAIRED:
+            return ("repaired", m.b, m.a, m.c >> 32, m.c & 0xffffffff, m.d)
+        if m.kind == EV_SCRUBBED:
+            return ("scrubbed", m.b, m.c, m.d)
         if m.kind == EV_PEER_SILENT:
             return ("peer_silent", m.a)
         if m.kind == EV_LEAVING:

@@ -18,7 +18,7 @@ from datapath.connection cimport buf_get, buf_put, conn_append, conn_append_ref,
 from datapath.histogram cimport hist_record
 from datapath.ondisk cimport SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, TAG_HOLE, Tag
 from datapath.ring cimport Message, ring_push
-from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer, tag_set
+from datapath.tags cimport tag_check, tag_good_hole, tag_is_hole, tag_is_unknown, tag_newer, tag_set
 from datapath.targetdurability cimport checkpoint_start, commit_start, device_failed, sync_wait, writeback_note
 from datapath.targetframes cimport grant_status, look_answer
 from datapath.targetlearn cimport copy_start, learn_stop
@@ -27,6 +27,7 @@ from datapath.targetmembers cimport entry_of, members_ready
 from datapath.targetops cimport op_known, op_note
 from datapath.targetpair cimport epoch_of, peer_ready, unsync
 from datapath.targetread cimport read_start
+from datapath.targetrepair cimport check_ended, check_start, repair_hopeless, repair_want
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_volume_find
 from datapath.wire cimport *
@@ -172,7 +173,9 @@ cdef void op_finish(Engine* e, Op* op) noexcept nogil:
     if op.kind == KIND_WRITE or op.kind == KIND_DISCARD:
         if op.status == ST_IO_ERROR or (op.full == 1 and lost_status(e, chunk) == ST_NOT_READY):
             op.status = lost_status(e, chunk)              # one disk is no reason to fail: if that lasts it goes out
-    if op.kind != KIND_READ and op.kind != KIND_LOOK and op.kind != KIND_COPY:
+    if op.kind == KIND_CHECK:
+        check_ended(e, op)
+    elif op.kind != KIND_READ and op.kind != KIND_LOOK and op.kind != KIND_COPY:
         reply_to(e, op.conn_id, &op.h, op.status, op.seq)
     if op.kind == KIND_WRITE:
         e.counters.write_ops += 1
@@ -276,6 +279,9 @@ cdef void op_start(Engine* e, Op* op) noexcept nogil:
     if op.kind == KIND_COPY:
         copy_start(e, op)
         return
+    if op.kind == KIND_CHECK:
+        check_start(e, op)
+        return
     status = still_status(e, op)
     if status != ST_OK:
         op_settle(e, op, PENDING_LOCAL, status)
@@ -359,7 +365,7 @@ cdef bint prepare_write(Engine* e, Op* op) noexcept nogil:
         block = op.first + edge
         if i == 1 and edge == 0:
             break
-        if tag_is_hole(&tags[block]):
+        if tag_good_hole(&tags[block], op.chunk.volume_id, op.chunk.index, block):
             memset(at + (edge << BLOCK_SHIFT), 0, BLOCK_SIZE)
             continue
         if pread(chunk_fd(e, op.chunk), at + (edge << BLOCK_SHIFT), BLOCK_SIZE,
@@ -371,9 +377,7 @@ cdef bint prepare_write(Engine* e, Op* op) noexcept nogil:
                 or crc32c(block_seed(op.chunk.volume_id, op.chunk.index, block), at + (edge << BLOCK_SHIFT), BLOCK_SIZE)
                 != tag_check(&tags[block])):
             buf_put(&e.pool, whole)
-            e.counters.checksum_errors += 1
-            emit(e, EV_REPAIR, op.chunk.index, op.chunk.volume_id, block, 0, NULL, 0)
-            op_settle(e, op, PENDING_LOCAL, ST_CHECKSUM)
+            edge_bad(e, op, block)
             return False
     memcpy(at + (op.h.offset & (BLOCK_SIZE - 1)), op.data, op.h.length)
     buf_put(&e.pool, op.owner)
@@ -382,6 +386,17 @@ cdef bint prepare_write(Engine* e, Op* op) noexcept nogil:
     op.checks = <uint32_t*>whole.data
     check_range(op.chunk.volume_id, op.chunk.index, op.first << BLOCK_SHIFT, span, at, op.checks)
     return True
+
+
+cdef void edge_bad(Engine* e, Op* op, uint32_t block) noexcept nogil:
+    """The write is sent again, after the repair; if that was in vain, it fails."""
+    cdef uint32_t status = ST_CHECKSUM
+    e.counters.checksum_errors += 1
+    if not repair_hopeless(e, op.chunk, block, 1):
+        status = ST_NOT_READY
+        emit(e, EV_REPAIR, op.chunk.index, op.chunk.volume_id, block, 0, NULL, 0)
+        repair_want(e, op.chunk, block, 1)
+    op_settle(e, op, PENDING_LOCAL, status)
 
 
 cdef bint replicate(Engine* e, Op* op) noexcept nogil:

@@ -4,12 +4,12 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 from posix.unistd cimport pread
 from datapath.device cimport device_offset
-from datapath.checksum cimport verify_range
+from datapath.checksum cimport check_range, verify_range
 from datapath.chunkstore cimport chunk_fd, chunk_find, chunk_get, chunk_tags
 from datapath.connection cimport buf_get, buf_put, buf_ref
-from datapath.ondisk cimport SLOT_NONE, Tag
+from datapath.ondisk cimport SLOT_NONE, TAG_UNKNOWN, Tag
 from datapath.ring cimport Message
-from datapath.tags cimport tag_check, tag_is_hole
+from datapath.tags cimport tag_check, tag_good_hole
 from datapath.targetdurability cimport flush_next
 from datapath.targetengine cimport (EV_CAPABILITY, conn_by_id, emit, map_miss, op_enter, op_finish, op_new, reply_head,
                                     reply_to, send_body, send_head, send_ref)
@@ -19,6 +19,7 @@ from datapath.targetmembers cimport members_ready
 from datapath.targetops cimport ops_forget, ops_tell_all, ops_told
 from datapath.targetpair cimport PULL_BLOCKS_MAX, agreed, secondary_answer
 from datapath.targetread cimport read_answer
+from datapath.targetrepair cimport repair_asked, repair_want, verify_start
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
@@ -136,7 +137,7 @@ cdef void seek_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogi
         r.body_length = 128
         tags = chunk_tags(e, chunk)
         for i in range(CHUNK_BLOCKS):
-            if not tag_is_hole(&tags[i]):
+            if not tag_good_hole(&tags[i], h.volume_id, h.chunk_index, i):
                 bits[i >> 3] |= 1 << (i & 7)
     send_head(e, c, &r)
     if r.body_length:
@@ -177,7 +178,10 @@ cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noe
         reply_to(e, c.id, h, status, 0)
         return 0
     if h.opcode == OP_READ:
-        read_answer(e, c, h, chunk_find(e, h.volume_id, h.chunk_index))
+        chunk = chunk_find(e, h.volume_id, h.chunk_index)
+        if chunk != NULL and h.flags & FLAG_RESYNC:
+            repair_want(e, chunk, h.offset >> BLOCK_SHIFT, h.length >> BLOCK_SHIFT)
+        read_answer(e, c, h, chunk)                        # after that, if we lead
         return 0
     if h.opcode == OP_SEEK:
         seek_answer(e, c, h, chunk_find(e, h.volume_id, h.chunk_index))
@@ -287,14 +291,16 @@ cdef void pull_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
         reply_to(e, c.id, h, ST_BUSY, 0)
         return
     tags = chunk_tags(e, chunk) + first
-    for i in range(count):
-        (<uint32_t*>b.data)[i] = tag_check(&tags[i])
-    memcpy(b.data + 4 * count, tags, 16 * count)
     if pread(chunk_fd(e, chunk), b.data + 20 * count, h.length,
              <int64_t>device_offset(chunk.slot) + h.offset) != h.length:
         buf_put(&e.pool, b)
         reply_to(e, c.id, h, ST_IO_ERROR, 0)
         return
+    memcpy(b.data + 4 * count, tags, 16 * count)
+    check_range(h.volume_id, h.chunk_index, h.offset, h.length, b.data + 20 * count, <uint32_t*>b.data)
+    for i in range(count):
+        if (<uint32_t*>b.data)[i] != tag_check(&tags[i]):
+            (<Tag*>(b.data + 4 * count))[i].seq |= TAG_UNKNOWN
     reply_head(e, &r, h, ST_OK)
     r.body_length = 20 * count + h.length
     send_head(e, c, &r)
@@ -303,7 +309,7 @@ cdef void pull_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
 
 
 cdef void look_later(Engine* e, Conn* c, Header* h) noexcept nogil:
-    """TAGS and PULL: behind all that came before them, so that the answer is of a copy that has it."""
+    """TAGS, VERIFY and PULL: behind all that came before them, so that the answer is of a copy that has it."""
     cdef Chunk* chunk = chunk_find(e, h.volume_id, h.chunk_index)
     cdef Op* op
     if chunk == NULL and h.opcode == OP_TAGS:              # nothing has come; most chunks of a large volume
@@ -325,6 +331,9 @@ cdef void look_later(Engine* e, Conn* c, Header* h) noexcept nogil:
 
 cdef void look_answer(Engine* e, Op* op) noexcept nogil:
     cdef Conn* c = conn_by_id(e, op.conn_id)
+    if op.h.opcode == OP_VERIFY:
+        verify_start(e, op)
+        return
     if c != NULL and op.h.opcode == OP_TAGS:
         tags_answer(e, c, &op.h)
     elif c != NULL:
@@ -390,8 +399,11 @@ cdef int primary_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) no
     cdef Chunk* chunk
     cdef Op* op
     cdef uint32_t status = ST_OK
-    if not OP_REPLICATE <= h.opcode <= OP_PING:
+    if not OP_REPLICATE <= h.opcode <= OP_REPAIR:
         return BAD_OPCODE
+    if h.opcode == OP_REPAIR:
+        repair_asked(e, c, h)
+        return 0
     if h.opcode != OP_DIRTY and (h.opcode != OP_PING or h.volume_id):
         status = place_status(e, c, h)
     if h.opcode == OP_PING and h.volume_id and h.op_id:
@@ -405,7 +417,7 @@ cdef int primary_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) no
         if h.offset == 0:
             ops_tell_all(e, c)                             # it may have restarted; it knows them before it serves
         dirty_answer(e, c, h)
-    elif h.opcode == OP_TAGS or h.opcode == OP_PULL:
+    elif h.opcode == OP_TAGS or h.opcode == OP_PULL or h.opcode == OP_VERIFY:
         look_later(e, c, h)
     else:
         if h.opcode != OP_REPLICATE_DISCARD and verify_range(h.volume_id, h.chunk_index, h.offset, h.length,

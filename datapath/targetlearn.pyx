@@ -26,6 +26,7 @@ from datapath.targetengine cimport (EV_LEARNED, EV_LEARNER_LOST, EV_REPAIR, emit
 from datapath.targetmembers cimport entry_of, members_ready
 from datapath.targetops cimport ops_tell
 from datapath.targetpair cimport peer_ready, push_head
+from datapath.targetrepair cimport repair_want
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MAP_SEGMENT_CHUNKS, MapEntry, MapVolume
 from datapath.wire cimport *
@@ -252,6 +253,7 @@ cdef void refused(Engine* e, Peer* p, Learning* g, uint32_t status) noexcept nog
 cdef void bad_block(Engine* e, Chunk* chunk, uint32_t block) noexcept nogil:
     e.counters.checksum_errors += 1
     emit(e, EV_REPAIR, chunk.index, chunk.volume_id, block, 0, NULL, 0)
+    repair_want(e, chunk, block, 1)
     retry(e, chunk, BAD_NS)
 
 

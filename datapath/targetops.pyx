@@ -7,10 +7,10 @@ answered only when every member has it, because its first copy is waited for, an
 serves nothing.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from datapath.chunkstore cimport chunk_find, chunk_get
-from datapath.opids cimport (ISSUERS, OP_CARRIED_OUT, OP_FINISHED, Entry, Issuer, opids_find, opids_note)
+from datapath.opids cimport (ISSUERS, OP_CARRIED_OUT, OP_FINISHED, Entry, Issuer, opids_find, opids_note, opids_undo)
 from datapath.targetdurability cimport sync_wait
 from datapath.targetengine cimport forward, op_settle, replicate, send_head, volume_commit
 from datapath.targetmembers cimport entry_of
@@ -47,9 +47,13 @@ cdef void op_note(Engine* e, Op* op) noexcept nogil:
     op.chunk.noted = True
 
 
+cdef void op_undo(Engine* e, Op* op) noexcept nogil:
+    opids_undo(&e.op_ids, op.h.node_id, place_of(op), op.h.op_id)
+
+
 cdef void ops_forget(Engine* e, Chunk* chunk) noexcept nogil:
-    chunk.known_since = e.op_ids.serial
-    chunk.noted = False
+    if chunk.noted:
+        chunk.known_since = e.op_ids.serial
 
 
 cdef void tell(Engine* e, Conn* c, const Issuer* issuer, uint32_t at) noexcept nogil:
@@ -119,17 +123,22 @@ cdef void ops_told(Engine* e, const Header* h) noexcept nogil:
 
 cdef void ops_told_back(Engine* e, Conn* c, const Header* h) noexcept nogil:
     cdef const Peer* p = e.peers[(<Session*>c.user).node_id & (SDS_IDS - 1)]
-    cdef const Chunk* chunk = chunk_find(e, h.volume_id, h.chunk_index)
-    if p != NULL and (not p.agreed_as_primary or (chunk != NULL and chunk.doubtful)):
-        ops_told(e, h)
+    cdef Chunk* chunk = chunk_find(e, h.volume_id, h.chunk_index)
+    if p == NULL:
+        return
+    if chunk != NULL and chunk.doubtful:
+        chunk.told_by = <uint16_t>p.sds_id
+    elif p.agreed_as_primary:
+        return
+    ops_told(e, h)
 
 
-cdef void ops_forget_doubtful(Engine* e) noexcept nogil:
+cdef void ops_forget_told(Engine* e, uint32_t sds_id) noexcept nogil:
     cdef uint32_t i
     cdef Chunk* chunk
     for i in range(e.table_capacity):
         chunk = e.table[i]
         while chunk != NULL:
-            if chunk.doubtful and chunk.noted:
+            if chunk.doubtful and chunk.told_by == sds_id:
                 ops_forget(e, chunk)
             chunk = chunk.hash_next

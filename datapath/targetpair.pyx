@@ -1,7 +1,9 @@
 """How the two copies of a chunk come to agree (see targetpair.pxd).
 
 A pair agrees block by block: the newer tag whose bytes are good wins, whichever side holds it; a block that neither
-side can vouch for is adopted from the primary under a new name. The primary drives it, one chunk at a time per peer.
+side can vouch for is adopted from the primary under a new name, if a crash can have left it so: after a loss of power
+anything can be, else both sides have the same bytes of the write that had no tag yet. What has rotted on both sides
+stays unknown, which no reader gets. The primary drives it, one chunk at a time per peer.
 """
 
 from libc.stdint cimport int64_t
@@ -14,13 +16,14 @@ from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, 
 from datapath.ondisk cimport SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, Tag
 from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer, tag_set, tag_set_never
 from datapath.targetdurability cimport checkpoint_start, commit_start
-from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIR, apply, emit, map_miss, op_settle, replication_id,
+from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIRED, apply, emit, map_miss, op_settle, replication_id,
                                     send_body, send_head, volume_commit)
 from datapath.targetlearn cimport LEARN_REQUEST, learn_answer, learn_stop, learner_confirmed
-from datapath.targetlease cimport lease_answered
+from datapath.targetlease cimport lease_answered, peer_heard
 from datapath.targetlost cimport agreement_failed, ask_alone, device_lost
 from datapath.targetmembers cimport entry_of
-from datapath.targetops cimport ops_forget, ops_forget_doubtful, ops_tell, ops_tell_all, ops_told_back
+from datapath.targetops cimport op_undo, ops_forget_told, ops_tell, ops_tell_all, ops_told_back
+from datapath.targetrepair cimport check_answer
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
@@ -63,7 +66,7 @@ cdef void ask(Engine* e, Conn* c, int opcode, uint64_t volume_id, uint32_t index
 
 cdef void sync_begin(Engine* e, Conn* c) noexcept nogil:
     memset(&e.syncs[c.id & (CONNS_MAX - 1)], 0, sizeof(Sync))
-    ops_forget_doubtful(e)
+    ops_forget_told(e, (<Session*>c.user).node_id)
     ask(e, c, OP_DIRTY, 0, 0, 0, 0, 0)
 
 
@@ -79,6 +82,10 @@ cdef void peer_lost(Engine* e, Conn* c) noexcept nogil:
         if op.chunk == NULL:
             continue
         waits = op.pending & PENDING_REMOTE and op.remote_id == sds_id
+        if op.kind == KIND_CHECK:
+            if waits:
+                op_settle(e, op, PENDING_REMOTE, ST_OK)
+            continue
         if waits or (op.pending & PENDING_LEARNER and op.learner_id == sds_id and is_secondary(e, op.chunk, sds_id)):
             unsync(e, op.chunk)
         if waits and op.state == STATE_REMOTE_FIRST:
@@ -222,10 +229,10 @@ cdef bint give_up(Engine* e, Chunk* chunk) noexcept nogil:
     writes that it was sent and never got are sent again by the client, and then refused or not."""
     cdef Op* op = chunk.ops
     while op != NULL:
-        if op.pending & PENDING_REMOTE and not op.status:
-            op.status = ST_NOT_READY
+        if op.pending & PENDING_REMOTE:
+            op.status = op.status or ST_NOT_READY
+            op_undo(e, op)
         op = op.next
-    ops_forget(e, chunk)
     e.counter += 1
     return chunk_discard(e, chunk, 0, CHUNK_BLOCKS, epoch_of(e, chunk),
                          (e.incarnation << SEQ_COUNTER_BITS) | e.counter) == 0
@@ -256,7 +263,7 @@ cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexce
         take = not tag_is_unknown(other) and (pull_all or (tag_newer(other.epoch, other.seq, mine) and not push_all))
         if good and not take:
             push_block(e, c, s, chunk, block, mine, bytes)
-        elif not tag_is_unknown(other) and theirs != NULL:
+        elif theirs != NULL and (not tag_is_unknown(other) or not power_lost(e)):
             ask(e, c, OP_PULL, chunk.volume_id, chunk.index, block << BLOCK_SHIFT, BLOCK_SIZE, 0)
             s.outstanding += 1
             s.pulled += 1
@@ -278,8 +285,31 @@ cdef void tags_seen(Engine* e, Conn* c, Sync* s, Tag* theirs) noexcept nogil:
         compare(e, c, s, s.chunk, theirs)
 
 
-cdef bint pulled(Engine* e, Sync* s, Header* h, char* body) noexcept nogil:
-    """Whether the block is here now as the other copy has it."""
+cdef inline bint power_lost(const Engine* e) noexcept nogil:
+    """Perhaps: this is the first start since then (or since a device failed)."""
+    return e.incarnation == e.durable_incarnation
+
+
+cdef void bad_there(Engine* e, Conn* c, Sync* s, Chunk* chunk, uint32_t block, const char* theirs) noexcept nogil:
+    """What does not match its tag never wins. When ours does not either, nobody reads the block until it is written,
+    unless it is the same."""
+    cdef Tag* mine = chunk_tags(e, chunk) + block
+    cdef Tag adopted
+    e.counters.checksum_errors += 1
+    if local_good(e, chunk, mine, block, e.scratch):
+        push_block(e, c, s, chunk, block, mine, e.scratch)
+        return
+    if (pread(chunk_fd(e, chunk), e.scratch, BLOCK_SIZE, <int64_t>device_offset(chunk.slot)
+              + (<int64_t>block << BLOCK_SHIFT)) == BLOCK_SIZE and memcmp(e.scratch, theirs, BLOCK_SIZE) == 0
+            and adopt(e, chunk, block, &adopted, e.scratch)):
+        push_block(e, c, s, chunk, block, &adopted, e.scratch)
+        return
+    e.counters.blocks_unrepairable += 1
+    emit(e, EV_REPAIRED, chunk.index, chunk.volume_id, <uint64_t>block << 32, 1, NULL, 0)
+
+
+cdef bint pulled(Engine* e, Conn* c, Sync* s, Header* h, char* body) noexcept nogil:
+    """Whether the block is here now as the other copy has it, or it has no good one."""
     cdef Chunk* chunk = s.chunk
     cdef Tag* tag = <Tag*>(body + 4)
     cdef uint32_t block = h.offset >> BLOCK_SHIFT
@@ -289,9 +319,10 @@ cdef bint pulled(Engine* e, Sync* s, Header* h, char* body) noexcept nogil:
     if h.status != ST_OK or h.length != BLOCK_SIZE or h.flags & (FLAG_ZEROS | FLAG_ABSENT):
         return False
     if verify_range(h.volume_id, h.chunk_index, h.offset, h.length, body + 20, <uint32_t*>body) >= 0:
-        e.counters.checksum_errors += 1
-        emit(e, EV_REPAIR, chunk.index, chunk.volume_id, block, 0, NULL, 0)
-        return False
+        return False                                       # damaged on its way
+    if tag_is_unknown(tag):
+        bad_there(e, c, s, chunk, block, body + 20)
+        return True
     if tag_is_hole(tag):
         error = chunk_discard(e, chunk, block, 1, tag.epoch, tag.seq & SEQ_MASK)
     else:
@@ -379,6 +410,8 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
     cdef uint32_t at, waits
     cdef uint32_t sds_id = (<Session*>c.user).node_id
     cdef Op* op
+    if h.opcode != (OP_PING | OP_REPLY):
+        peer_heard(e, c)
     if h.request_id & LEARN_REQUEST:
         return learn_answer(e, c, h, body)
     if (h.opcode == (OP_REPLICATE | OP_REPLY) or h.opcode == (OP_REPLICATE_DISCARD | OP_REPLY)
@@ -422,13 +455,16 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
         else:
             lease_answered(e, c, h)
         return 0
-    if h.opcode == (OP_PING | OP_REPLY):
+    if h.opcode == (OP_PING | OP_REPLY) or h.opcode == (OP_REPAIR | OP_REPLY):
         return 0
+    if h.request_id and (h.opcode == (OP_VERIFY | OP_REPLY) or h.opcode == (OP_PULL | OP_REPLY)
+                         or h.opcode == (OP_PUSH | OP_REPLY)):
+        return check_answer(e, c, h, body)
     if s.chunk == NULL or h.volume_id != s.chunk.volume_id or h.chunk_index != s.chunk.index:
         return BAD_OPCODE
     s.refused = s.refused or h.status == ST_IO_ERROR or h.status == ST_NO_SPACE
     if h.opcode == (OP_PULL | OP_REPLY):
-        s.failed = s.failed or not pulled(e, s, h, body)
+        s.failed = s.failed or not pulled(e, c, s, h, body)
     elif h.opcode != (OP_TAGS | OP_REPLY) and h.opcode != (OP_PUSH | OP_REPLY):
         return BAD_OPCODE
     elif h.status != ST_OK:

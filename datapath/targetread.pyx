@@ -15,10 +15,11 @@ from datapath.connection cimport buf_get, buf_put, conn_reserve, conn_unreserve
 from datapath.histogram cimport hist_record
 from datapath.iopool cimport Job, iopool_submit
 from datapath.ondisk cimport SLOT_NONE, Tag
-from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown
+from datapath.tags cimport tag_check, tag_good_hole, tag_is_unknown
 from datapath.targetengine cimport (conn_by_id, mark_dirty, op_enter, op_finish, op_new, reply_head, reply_to,
                                     send_head, send_ref, still_status)
 from datapath.targetlost cimport block_lost, lost_status
+from datapath.targetrepair cimport repair_want
 from datapath.targetstate cimport *
 from datapath.wire cimport *
 
@@ -39,7 +40,7 @@ cdef uint32_t read_plan(Engine* e, Chunk* chunk, uint32_t first, uint32_t count,
     for i in range(count):
         if tag_is_unknown(&tags[i]):
             return ST_CHECKSUM
-        holes = holes and tag_is_hole(&tags[i])
+        holes = holes and tag_good_hole(&tags[i], chunk.volume_id, chunk.index, first + i)
         checks[i] = tag_check(&tags[i])
     return ST_COUNT if holes else ST_OK
 
@@ -115,15 +116,17 @@ cdef void read_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogi
     if status == ST_OK:
         read_later(e, c, h, chunk)
         return
-    read_refuse(e, c.id, h, status)
+    read_refuse(e, c.id, h, chunk, status)
 
 
-cdef void read_refuse(Engine* e, uint32_t conn_id, Header* h, uint32_t status) noexcept nogil:
+cdef void read_refuse(Engine* e, uint32_t conn_id, Header* h, Chunk* chunk, uint32_t status) noexcept nogil:
     cdef Conn* c = conn_by_id(e, conn_id)
     cdef Header r
     if status != ST_COUNT:
-        e.counters.checksum_errors += status == ST_CHECKSUM
         reply_to(e, conn_id, h, status, 0)
+        if status == ST_CHECKSUM:
+            e.counters.checksum_errors += 1
+            repair_want(e, chunk, h.offset >> BLOCK_SHIFT, h.length >> BLOCK_SHIFT)
         return
     if c == NULL:
         return
@@ -144,7 +147,7 @@ cdef void read_start(Engine* e, Op* op) noexcept nogil:
         op.data = op.owner.data + op.count * 4
         status = read_plan(e, op.chunk, op.first, op.count, op.checks)
     if status != ST_OK:
-        read_refuse(e, op.conn_id, &op.h, status)
+        read_refuse(e, op.conn_id, &op.h, op.chunk, status)
         op_finish(e, op)
         return
     op.fd = chunk_fd(e, op.chunk)

@@ -23,6 +23,7 @@ cdef enum:
     LEARNED_MAX = 1024               # chunks that wait for a learner's disk
     RATES_MAX = 64                   # pools
     OP_IDS_BYTES_MAX = 16777216
+    HOPELESS_MAX = 64                # ranges bad in all copies that are remembered
 
 cdef enum ConnKind:
     CONN_CLIENT = 1
@@ -39,6 +40,7 @@ cdef enum OpKind:
     KIND_PUSH = 7
     KIND_LOOK = 8                    # TAGS or PULL
     KIND_COPY = 9                    # to a learner
+    KIND_CHECK = 10                  # looks at all copies of a range, and repairs
 
 cdef enum OpState:
     STATE_QUEUED = 0                 # behind an overlapping operation
@@ -129,6 +131,7 @@ cdef struct Peer:                    # another SDS, from the first connection or
     uint64_t version                 # the newest map it has said it knows
     uint64_t heard_ns                # when it last granted us a lease, or we connected; 0: never
     uint64_t silent_told_ns
+    uint64_t behind_ns               # since when it asks with a map that is too old; 0: it does not
     Learner* learner                 # NULL: it has never learned from us
     Peer* next
 
@@ -165,7 +168,8 @@ cdef struct Chunk:
     bint alone                       # the MDM is being asked to leave the secondary out: it stays unsynced until then
     bint bad                         # a part of it cannot be read or written here: the other member is to go on alone
     uint64_t known_since             # serial in Engine.op_ids: older entries are not of this copy
-    bint noted                       # there may be entries of the chunk
+    uint16_t told_by                 # the secondary that has told us some since we restarted
+    bint noted                       # there are or were entries of it: it is not forgotten
     Chunk* hash_next
     Op* ops                          # started or waiting, in order of arrival
 
@@ -191,6 +195,11 @@ cdef struct Op:
     uint16_t remote_id               # who has to confirm it: PENDING_REMOTE
     uint16_t learner_id              # PENDING_LEARNER, KIND_COPY
     bint known                       # carried out before: it only has to be on the disks
+    uint64_t bad                     # KIND_CHECK: own blocks that do not match their tags, by bit
+    uint32_t outstanding             # frames not yet answered
+    uint32_t repaired
+    uint32_t lost                    # blocks that no copy has
+    bint scrub                       # the scrubber's
     uint64_t started_ns
     int fd
     uint64_t offset
@@ -234,7 +243,25 @@ cdef struct Counters:
     uint64_t flush_ops, flush_ns, discard_ops, reads_inline, reads_pooled, checksum_errors, journal_commits, checkpoints
     uint64_t bad_frames, leases_lapsed, turn_max_ns
     uint64_t resync_bytes, resync_chunks, resync_left, ops_known
+    uint64_t blocks_repaired, blocks_unrepairable, scrub_chunks, scrub_bytes, scrub_errors, scrub_passes
     uint32_t clients, peers, queue_depth
+
+cdef struct Hopeless:                # no copy has all blocks of this range: not looked at again before
+    uint64_t volume_id
+    uint32_t index
+    uint32_t first
+    uint32_t count
+    uint64_t until_ns
+
+cdef struct Scrub:
+    uint64_t bytes_per_second        # 0: does not scrub
+    RateLimit limit
+    uint64_t next_ns                 # the next pass does not begin before
+    uint32_t place                   # the chunk: place in the table, number there, next block
+    uint32_t nth
+    uint32_t block
+    uint64_t bytes_before            # this pass
+    bint running                     # one step at a time
 
 cdef struct Engine:
     uint32_t sds_id
@@ -287,6 +314,10 @@ cdef struct Engine:
     bint learn_all                   # this round takes chunks with two copies too
     uint32_t learn_rate_count
     LearnRate learn_rates[64]
+    uint32_t checks                  # KIND_CHECK operations there are
+    Hopeless hopeless[64]
+    uint32_t hopeless_next
+    Scrub scrub
     int wait_ms                      # how long the loop may sleep
     bint purging
     bint stopping

@@ -18,6 +18,7 @@ cdef enum:
     CHUNK_BLOCKS = 1024
     IO_SIZE_MAX = 1048576            # bytes of data in one frame
     IO_BLOCKS_MAX = 257              # an unaligned 1 MiB touches 257 blocks
+    VERIFY_BLOCKS_MAX = 64           # of one VERIFY
     BODY_SIZE_MAX = 1069056          # bounds IO_SIZE_MAX and a block, with 257 check values and tags of 16 bytes
     CONTROL_BODY_MAX = 65536         # handshake, capability and list frames
 
@@ -29,6 +30,7 @@ cdef enum Opcode:
     OP_WELCOME = 4
     # SDC -> SDS
     OP_CAPABILITY = 16               # body: a capability signed by the MDM; answered OK or NOT_AUTHORIZED
+    # FLAG_RESYNC in a READ: the last answer did not match its check values; the copies are to be looked at.
     OP_READ = 17                     # reply: checks + payload, or FLAG_ZEROS and no body
     OP_WRITE = 18                    # body: checks + payload
     OP_DISCARD = 19                  # whole blocks: [offset, offset + length) reads as zeros afterwards
@@ -39,16 +41,20 @@ cdef enum Opcode:
     OP_REPLICATE_DISCARD = 33
     OP_DIRTY = 34                    # request: none; reply body: (volume u64, chunk u32, pad u32)*, paged: see wire.md
     OP_TAGS = 35                     # reply body: 1024 tags of 16 bytes, or FLAG_ABSENT and no body
-    OP_PULL = 36                     # read with tags: reply body: checks + tags + payload
+    # In answers of PULL and VERIFY the tag of a block that does not match it is unknown (see ondisk.pxd).
+    OP_PULL = 36                     # read with tags: reply body: checks (of the payload) + tags + payload
     OP_PUSH = 37                     # resync: body: checks + tags + payload, each block under its own tag
     OP_PING = 38                     # lease renewal and liveness
+    OP_VERIFY = 39                   # reply body: a tag of 16 bytes a block, or FLAG_ABSENT and no body
+    # SDS (secondary) -> SDS (primary)
+    OP_REPAIR = 40                   # a block in this range did not match its tag: the copies are to be looked at
     OP_REPLY = 128                   # added to the opcode of the request in its answer
 
 cdef enum Flag:
     FLAG_ZEROS = 1                   # the whole range reads as zeros: no body
     FLAG_ABSENT = 2                  # the SDS holds no slot for the chunk
     FLAG_COMMIT = 4                  # acknowledge only when on disk
-    FLAG_RESYNC = 8                  # REPLICATE/PUSH: apply also over an unknown block
+    FLAG_RESYNC = 8                  # REPLICATE/PUSH: apply also over an unknown block; READ: see there
     FLAG_REPLY_MORE = 16             # a paged answer goes on
 
 cdef enum Status:
@@ -89,9 +95,9 @@ cdef packed struct Header:
     uint32_t body_length
     uint32_t epoch                   # the chunk's epoch as the sender knows it
     uint32_t node_id                 # the SDC whose operation this is (kept through replication)
-    uint64_t seq                     # REPLICATE: the write's seq; WRITE's answer: the same
+    uint64_t seq                     # REPLICATE: the write's seq; WRITE's answer: the same; WRITE, DISCARD: op's place
     uint64_t op_id                   # the SDC's operation id, the same when it is sent again
-    uint64_t incarnation             # requests: the sender's session; answers: the SDS's durability incarnation
+    uint64_t incarnation             # requests: the sender's session, REPLICATE: op's place; answers: durability
 
 # Closes the header (magic, version, crc); call last.
 cdef void header_seal(Header* h) noexcept nogil

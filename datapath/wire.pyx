@@ -55,7 +55,9 @@ cdef int check_request(const Header* h) noexcept nogil:
         if not whole_blocks(h):
             return BAD_ALIGNMENT
         return 0 if h.body_length == 0 else BAD_BODY
-    if op == OP_DISCARD or op == OP_REPLICATE_DISCARD:
+    if op == OP_VERIFY and h.length > VERIFY_BLOCKS_MAX * BLOCK_SIZE:
+        return BAD_LENGTH
+    if op == OP_DISCARD or op == OP_REPLICATE_DISCARD or op == OP_VERIFY or op == OP_REPAIR:
         if h.length == 0:
             return BAD_LENGTH
         if not whole_blocks(h):
@@ -87,10 +89,14 @@ cdef int check_reply(const Header* h) noexcept nogil:
         return 0 if h.body_length == (0 if h.flags & FLAG_ABSENT else CHUNK_BLOCKS // 8) else BAD_BODY
     if op == OP_TAGS:
         return 0 if h.body_length == (0 if h.flags & FLAG_ABSENT else CHUNK_BLOCKS * 16) else BAD_BODY
+    if op == OP_VERIFY:
+        if not whole_blocks(h):
+            return BAD_ALIGNMENT
+        return 0 if h.body_length == (0 if h.flags & FLAG_ABSENT else 16 * blocks) else BAD_BODY
     if op == OP_DIRTY:
         return 0 if h.body_length % 16 == 0 and h.body_length <= CONTROL_BODY_MAX else BAD_COUNT
     if (op == OP_WRITE or op == OP_DISCARD or op == OP_FLUSH or op == OP_REPLICATE or op == OP_REPLICATE_DISCARD
-            or op == OP_PUSH or op == OP_PING or op == OP_CAPABILITY):
+            or op == OP_PUSH or op == OP_PING or op == OP_REPAIR or op == OP_CAPABILITY):
         return 0 if h.body_length == 0 else BAD_BODY
     return BAD_OPCODE
 
@@ -207,7 +213,7 @@ WIRE = {
     "OP_CAPABILITY": OP_CAPABILITY, "OP_READ": OP_READ, "OP_WRITE": OP_WRITE, "OP_DISCARD": OP_DISCARD,
     "OP_FLUSH": OP_FLUSH, "OP_SEEK": OP_SEEK, "OP_REPLICATE": OP_REPLICATE,
     "OP_REPLICATE_DISCARD": OP_REPLICATE_DISCARD, "OP_DIRTY": OP_DIRTY, "OP_TAGS": OP_TAGS, "OP_PULL": OP_PULL,
-    "OP_PUSH": OP_PUSH, "OP_PING": OP_PING, "OP_REPLY": OP_REPLY,
+    "OP_PUSH": OP_PUSH, "OP_PING": OP_PING, "OP_VERIFY": OP_VERIFY, "OP_REPAIR": OP_REPAIR, "OP_REPLY": OP_REPLY,
     "FLAG_ZEROS": FLAG_ZEROS, "FLAG_ABSENT": FLAG_ABSENT, "FLAG_COMMIT": FLAG_COMMIT, "FLAG_RESYNC": FLAG_RESYNC,
     "FLAG_REPLY_MORE": FLAG_REPLY_MORE,
     "ST_OK": ST_OK, "ST_BAD_REQUEST": ST_BAD_REQUEST, "ST_NOT_AUTHORIZED": ST_NOT_AUTHORIZED,

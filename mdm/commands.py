@@ -103,6 +103,15 @@ class TellRebuild:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TellRepairs:
+    """An event about stored blocks that were bad, of chunks that the SDS leads: rewritten, or in no copy any more."""
+
+    sds_id: int
+    repaired: int
+    unrepairable: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class AddSds:
     """Admits the SDS that will register from ``node`` (default: its own name). ``devices`` are paths on that node; none
     means ``DEVICES_PER_SDS_DEFAULT`` in its data dir. ``capacity_bytes`` is spread over them in whole chunks.
@@ -300,6 +309,7 @@ Command = (
     | StartRebuild
     | CancelRebuild
     | TellRebuild
+    | TellRepairs
     | AddSdc
     | RemoveSdc
     | CreateVolume

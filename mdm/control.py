@@ -18,6 +18,7 @@ from mdm.membership import Candidate, SdcRuntime, SdsRuntime, peers_of
 from mdm.model import Device, Volume, VolumeMapping
 from mdm.orchestrator import Orchestrator, volume_info
 from mdm.rates import leads_of, rates_of
+from mdm.repairs import Repairs
 from mdm.views import View
 from mdm.witness import Witness
 from pfvol import capability
@@ -47,6 +48,7 @@ class Control:
         self._orchestrator = orchestrator
         self._manager = orchestrator.manager
         self._membership = orchestrator.membership
+        self._repairs = Repairs()
         self._witness = Witness(orchestrator.membership)
         self._ids: dict[Session, int] = {}
         """Of sessions that have registered: the SDS or SDC that they are of."""
@@ -188,6 +190,11 @@ class Control:
             self._orchestrator.wake()
         purged = _numbers(params.get("purged"), PURGED_MAX)
         await self._orchestrator.purged(sds_id, purged)
+        repaired = self._repairs.news(sds_id, stats, trio.current_time())
+        if repaired is not None and sds_id in self._manager.state.sds:
+            await self._manager.execute(
+                commands.TellRepairs(sds_id=sds_id, repaired=repaired.blocks, unrepairable=repaired.unrepairable)
+            )
 
     async def _sds_leave_out(self, session: Session, params: Params) -> dict[str, Any]:
         """Where the asker leads the other one is left out at once; where it does not, if that one does not answer."""
@@ -429,6 +436,6 @@ def _stats(value: Any, figures_per_volume: int | None) -> dict[str, Any]:
         ):
             raise InvalidError(f"stats of a volume must be {figures_per_volume} numbers")
     for key, figure in value.items():
-        if key.startswith(("slots_", "resync_")) and not _is_number(figure):
+        if key.startswith(("slots_", "resync_", "blocks_", "scrub_")) and not _is_number(figure):
             raise InvalidError(f"{key} must be a number")
     return value

@@ -210,6 +210,21 @@ def _set_state(draft: Draft, sds: Sds, state: SdsState) -> None:
     draft.tell_health(touched)
 
 
+def tell_repairs(draft: Draft, command: commands.TellRepairs) -> None:
+    sds: Sds = draft.get(Kind.SDS, command.sds_id)
+    lost = command.unrepairable
+    said = f"{command.repaired} blocks that did not match their checksums were rewritten from the other copy"
+    if lost:
+        said = f"{lost} blocks do not match their checksums in any copy: they cannot be read until they are written"
+    draft.event(
+        EventType.BLOCKS_UNREPAIRABLE if lost else EventType.BLOCKS_REPAIRED,
+        f"SDS {sds.name}: {said}",
+        pd_id=sds.pd_id,
+        sds_id=sds.sds_id,
+        details={"repaired": command.repaired, "unrepairable": lost},
+    )
+
+
 def _check_fault_set(draft: Draft, pd: ProtectionDomain, fault_set_id: int | None) -> None:
     if fault_set_id is None:
         return

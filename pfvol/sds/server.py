@@ -35,6 +35,7 @@ CAPABILITY_WAIT_SECONDS: Final = 2.0  # for the MDM; the client hears NOT_READY 
 VERIFY_CHUNKS_MAX: Final = 32
 VERIFY_TIMEOUT_SECONDS: Final = 60.0
 BARRIER_TIMEOUT_SECONDS: Final = 5.0
+SCRUB_BYTES_PER_SECOND: Final = 5_000_000
 PURGED_MAX: Final = 65536
 LOGGED_AGAIN_SECONDS: Final = 10.0  # of what a client may bring about over and over; in between it is for debugging
 
@@ -62,6 +63,7 @@ class Server:
         self._answers: dict[int, tuple[trio.Event, list[Verified]]] = {}
         self._purged: list[int] = []
         self._nursery: trio.Nursery | None = None
+        self._scrubbed_at = 0  # Unix time of the end of the last whole pass; 0: none
         self._log = get_logger("sds.server")
         self._events: dict[str, Callable[..., None]] = {
             "capability": self._on_capability,
@@ -69,7 +71,7 @@ class Server:
             "leaving": self._membership.leaving,
             "learned": self._membership.learned,
             "learner_lost": self._membership.learner_lost,
-            "peer_silent": self._membership.trouble,
+            "peer_silent": self._on_peer_silent,
             "lost": self._membership.lost,
             "copy_refused": self._membership.copy_refused,
             "client_closed": self._on_client_closed,
@@ -81,12 +83,15 @@ class Server:
             "purged": self._on_purged,
             "no_space": self._on_no_space,
             "repair_needed": self._on_repair_needed,
+            "repaired": self._on_repaired,
+            "scrubbed": self._on_scrubbed,
         }
         self.failed_devices: dict[int, str] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            self._target.set_scrub_rate(SCRUB_BYTES_PER_SECOND)
             await nursery.start(self._membership.run)
             nursery.start_soon(self._pump)
             nursery.start_soon(self._checkpoint_periodically)
@@ -166,7 +171,7 @@ class Server:
             return answers
 
     def stats(self) -> dict[str, Any]:
-        return self._target.stats()
+        return self._target.stats() | {"scrub_finished": self._scrubbed_at}
 
     def take_purged(self) -> list[int]:
         """Volumes whose slots were given back since the last call. The MDM asks again for what it did not hear."""
@@ -263,6 +268,10 @@ class Server:
     def _on_peer_connected(self, sds_id: int) -> None:
         self._membership.connected(sds_id)
 
+    def _on_peer_silent(self, sds_id: int) -> None:
+        if self._peers.knows(sds_id):
+            self._membership.trouble(sds_id)
+
     def _on_peer_failed(self, sds_id: int) -> None:
         self._membership.trouble(sds_id)
 
@@ -295,6 +304,24 @@ class Server:
 
     def _on_repair_needed(self, volume_id: int, chunk: int, block: int, reason: str) -> None:
         self._log.error("stored block is bad", volume=volume_id, chunk=chunk, block=block, reason=reason)
+
+    def _on_repaired(self, volume_id: int, chunk: int, first: int, repaired: int, unrepairable: int) -> None:
+        if unrepairable:
+            self._log.error(
+                "no copy of a block is good", volume=volume_id, chunk=chunk, from_block=first, blocks=unrepairable
+            )
+        if repaired:
+            self._log.warning(
+                "bad blocks rewritten from their other copy",
+                volume=volume_id,
+                chunk=chunk,
+                from_block=first,
+                blocks=repaired,
+            )
+
+    def _on_scrubbed(self, chunks: int, bytes_read: int, errors: int) -> None:
+        self._scrubbed_at = int(time.time())
+        self._log.info("scrubbed", chunks=chunks, bytes=bytes_read, errors=errors)
 
     # -- learning of volumes
 

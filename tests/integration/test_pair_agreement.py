@@ -86,10 +86,10 @@ async def world(
             yield one, secondary, client
 
 
-async def send_write(client: DataClient, data: bytes = DATA, flags: int = 0, chunk: int = 0) -> None:
+async def send_write(client: DataClient, data: bytes = DATA, chunk: int = 0, **fields: int) -> None:
     body = client.body(VOLUME, chunk, 0, data)
-    place = {"volume_id": VOLUME, "chunk_index": chunk, "length": len(data), "epoch": 1, "flags": flags}
-    header = client.header(wire.OP_WRITE, body_length=len(body), **place)
+    place = {"volume_id": VOLUME, "chunk_index": chunk, "length": len(data), "epoch": 1}
+    header = client.header(wire.OP_WRITE, body_length=len(body), **place, **fields)
     await client.send(header + body)
 
 
@@ -198,7 +198,8 @@ async def test_a_first_write_stays_only_if_the_copy_that_was_lost_has_it(
     """It may have shown it. If it has nothing it may have no room, and the chunk must not wait for that."""
     one, secondary, client = world
     free = one.target.stats()["slots_free"]
-    await send_write(client, chunk=FRESH)
+    operation = {"chunk": FRESH, "op_id": 1 << 32, "seq": 1}
+    await send_write(client, **operation)
     sent = await secondary.next(wire.OP_REPLICATE)
     await trio.aclose_forcefully(secondary.link.stream)
     async with accepted(listener) as secondary:
@@ -219,6 +220,11 @@ async def test_a_first_write_stays_only_if_the_copy_that_was_lost_has_it(
         assert answered.status == (wire.ST_OK if got_it else wire.ST_NOT_READY)
         assert (await client.read(VOLUME, FRESH)).payload == (DATA if got_it else bytes(len(DATA)))
         assert one.target.stats()["slots_free"] == free - got_it
+        # Sent again it is the same operation, and known only if it was carried out.
+        await send_write(client, **operation)
+        if not got_it:
+            await secondary.answer(await secondary.next(wire.OP_REPLICATE), wire.ST_NO_SPACE)
+        assert (await client.receive()).status == (wire.ST_OK if got_it else wire.ST_NO_SPACE)
 
 
 @pytest.mark.parametrize("flags", [0, wire.FLAG_COMMIT], ids=["flushed later", "committed"])

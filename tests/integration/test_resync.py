@@ -283,13 +283,13 @@ async def test_a_full_learner_is_tried_again_and_holds_nobody_up(tmp_path: Path)
 
 
 async def test_chunks_that_were_never_written_cost_little(tmp_path: Path) -> None:
-    chunks = 16384  # 64 GiB
+    chunks = 8192  # 32 GiB
     async with running_engines(tmp_path, 2) as engines:
         engines.place(VOLUME, [(PRIMARY, 0, LEARNER)] * chunks)
         client = await engines[PRIMARY].client(VOLUME, OWNER)
-        began = time.monotonic()
+        began = time.process_time()
         await learned(engines, chunks)
-        assert time.monotonic() - began < 10
+        assert time.process_time() - began < 4
         assert engines[PRIMARY].target.stats()["resync_bytes"] == 0
         await engines.write(client, VOLUME, b"x" * BLOCK, chunks - 1)
         await engines.equal(VOLUME, chunks - 1, PRIMARY, LEARNER)

@@ -274,7 +274,7 @@ class Commands(RuleBasedStateMachine):
             assert encode(decode(type(sds), encode(sds))) == encode(sds)
 
 
-Commands.TestCase.settings = settings(max_examples=50, stateful_step_count=60, deadline=None)
+Commands.TestCase.settings = settings(max_examples=50, stateful_step_count=60)
 TestCommands = Commands.TestCase
 
 
@@ -295,7 +295,7 @@ def clusters(draw: st.DrawFn) -> tuple[int, list[Candidate]]:
     return wanted, candidates
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(clusters(), st.integers(0, 5000), st.integers(0, 2**40))
 def test_a_placement_is_found_exactly_when_there_is_one(
     cluster: tuple[int, list[Candidate]], first_chunk: int, seed: int

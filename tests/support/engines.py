@@ -43,6 +43,7 @@ class RunningEngine:
     sds_id: int
     paths: list[Path]
     incarnation: int = 0
+    power_lost: bool = True  # between two starts; else only the process went
     said: list[tuple[Any, ...]] = field(default_factory=list)
     conns: dict[tuple[int, bool], int] = field(default_factory=dict)  # (peer, outgoing) -> connection
     target: Target = field(init=False)
@@ -53,7 +54,7 @@ class RunningEngine:
     def open(self) -> None:
         self.incarnation += 1
         self.devices = [BlockDevice.open(path) for path in self.paths]
-        self.target = Target(self.sds_id, self.incarnation, self.incarnation)
+        self.target = Target(self.sds_id, self.incarnation, self.incarnation if self.power_lost else 0)
         for device in self.devices:
             device.recover()
             self.target.add_device(device)

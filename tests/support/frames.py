@@ -60,6 +60,9 @@ def legal_headers() -> dict[str, tuple[int, dict[str, int]]]:
         "pull": (36, whole),
         "push": (37, {**whole, "flags": 8, "body_length": 2 * 20 + 2 * BLOCK}),
         "ping": (38, {"flags": 8}),
+        "verify": (39, whole),
+        "repair": (40, whole),
+        "read again": (17, {**whole, "flags": 8}),
         "read, answered": (17 | REPLY, {**whole, "body_length": 2 * 4 + 2 * BLOCK}),
         "read, answered with zeros": (17 | REPLY, {**whole, "flags": 1}),
         "seek, answered": (21 | REPLY, {"body_length": 128}),
@@ -70,9 +73,11 @@ def legal_headers() -> dict[str, tuple[int, dict[str, int]]]:
         "tags, answered absent": (35 | REPLY, {"flags": 2}),
         "pull, answered": (36 | REPLY, {**whole, "body_length": 2 * 20 + 2 * BLOCK}),
         "pull, answered absent": (36 | REPLY, {**whole, "flags": 2}),
+        "verify, answered": (39 | REPLY, {**whole, "body_length": 2 * 16}),
+        "verify, answered absent": (39 | REPLY, {**whole, "flags": 2}),
     }
-    for opcode in (16, 18, 19, 20, 32, 33, 37, 38):
+    for opcode in (16, 18, 19, 20, 32, 33, 37, 38, 40):
         legal[f"{opcode}, answered"] = (opcode | REPLY, {})
-    for opcode in (16, 17, 18, 19, 20, 21, 32, 33, 34, 35, 36, 37, 38):
+    for opcode in (16, 17, 18, 19, 20, 21, 32, 33, 34, 35, 36, 37, 38, 39, 40):
         legal[f"{opcode}, refused"] = (opcode | REPLY, {"status": 8, "length": 0 if opcode == 34 else BLOCK})
     return legal

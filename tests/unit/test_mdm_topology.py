@@ -26,6 +26,7 @@ from mdm.commands import (
     SetSdsState,
     StartRebuild,
     TellRebuild,
+    TellRepairs,
     UnmapVolume,
     UpdatePool,
     VolumePurged,
@@ -377,6 +378,15 @@ def test_a_rebuild_is_cancelled_until_it_is_started() -> None:
     assert (pool.rebuild_cancelled, pool.rebuild_started_at) == (False, world.now)
     world.run(TellRebuild(pool_id=pool_id, type="REBUILD_STALLED", message="full", details={"chunks": 3}))
     assert (world.events[-1].message, world.events[-1].details) == ("pool default: full", {"chunks": 3})
+
+
+def test_bad_blocks_of_an_sds_are_an_event() -> None:
+    world, _, _ = small_world()
+    world.run(TellRepairs(sds_id=1, repaired=3, unrepairable=0))
+    assert (world.events[-1].type, world.events[-1].sds_id) == (EventType.BLOCKS_REPAIRED, 1)
+    world.run(TellRepairs(sds_id=1, repaired=3, unrepairable=2))
+    assert world.events[-1].type is EventType.BLOCKS_UNREPAIRABLE
+    assert world.events[-1].details == {"repaired": 3, "unrepairable": 2}
 
 
 def test_the_last_sds_of_a_purge_may_also_end_it_by_going_away() -> None:

@@ -444,6 +444,8 @@ async def test_what_the_engine_only_mentions_is_taken() -> None:
             ("checkpoint", 3, 10, 0.1),
             ("no_space", VOLUME, 0),
             ("repair_needed", VOLUME, 0, 3, "does not match its tag"),
+            ("repaired", VOLUME, 0, 3, 1, 1),
+            ("scrubbed", 4, 4096, 0),
             ("verified", 12345, False, b"", b""),
         ):
             sds.engine.say(*event)
@@ -502,6 +504,8 @@ async def test_a_change_of_the_map_is_not_confirmed_while_others_are_missing(
 async def test_a_silent_peer_is_left_out() -> None:
     async with serving() as sds:
         sds.mdm.replies["sds.leave_out"] = {"left": 3, "dead": False, "version": 8}
+        sds.engine.say("peer_silent", 3)  # removed: the MDM does not list it
+        sds.server.set_peers([{"sds_id": 2, "data_address": ["127.0.0.1", 1], "incarnation": 1, "up": True}])
         sds.engine.say("peer_silent", 2)
         await sds.settle()
         assert sds.engine.named("leave", "stay") == [("leave", 2)]

@@ -35,6 +35,10 @@ FRAMES_PER_STREAM_MAX = 20
 NEVER_NS = 2**62
 RESYNC_RATE = 10**9
 DISTURBED = 0.005  # of turns
+OBLIGING = 0.1  # of rounds, which last a little longer: copying to a learner takes some steps
+OBLIGING_SECONDS = 0.3
+LIES = 0.01
+ANSWER_REPEATS = ("volume_id", "chunk_index", "offset", "length", "request_id", "op_id", "epoch", "seq")
 FIRST_ROLES = [(US, 0, 0, 0), (US, HOSTILE_SDS, 0, 0), (HOSTILE_SDS, US, 0, 0)]
 ALL_ROLES = [  # primary, secondary, learner, who has left
     (primary, secondary, learner, left)
@@ -122,6 +126,30 @@ def hostile_stream(rng: random.Random, opcodes: list[int], map_epoch: int) -> by
     return stream[: rng.randrange(len(stream))] if rng.random() < 0.2 else stream
 
 
+def answers(rng: random.Random, inbox: bytearray) -> bytes:
+    """What an SDS would say to what it was asked, with a lie now and then. Takes whole frames out of ``inbox``."""
+    said = b""
+    while len(inbox) >= wire.HEADER_SIZE:
+        fields: dict[str, Any] = {**wire.unpack_header(bytes(inbox[: wire.HEADER_SIZE]))}
+        size = wire.HEADER_SIZE + fields["body_length"]
+        if len(inbox) < size:
+            break
+        del inbox[:size]
+        if fields["opcode"] & wire.OP_REPLY:
+            continue
+        opcode = fields["opcode"] | wire.OP_REPLY
+        body, flags, status = b"", 0, wire.ST_OK
+        if rng.random() < LIES:
+            status = rng.choice((wire.ST_NOT_READY, wire.ST_IO_ERROR, wire.ST_NO_SPACE, wire.ST_NOT_MEMBER))
+        elif opcode == wire.OP_TAGS | wire.OP_REPLY and rng.random() < 0.5:
+            flags = wire.FLAG_ABSENT
+        elif opcode != wire.OP_DIRTY | wire.OP_REPLY or rng.random() < LIES:
+            body = body_of(rng, opcode, fields)
+        same = {name: fields[name] for name in ANSWER_REPEATS}
+        said += wire.pack_header(opcode, **same, flags=flags, status=status, body_length=len(body)) + body
+    return said
+
+
 class World:
     """The engine, with a trustworthy client whose volume is not to change."""
 
@@ -166,9 +194,8 @@ class World:
             time.sleep(0.02)
         assert status == wire.ST_OK, f"the first write ended with status {status}"
 
-    def disturb(self, rng: random.Random) -> None:
+    def disturb(self, rng: random.Random, what: int) -> None:
         """What the SDS's trio side and the MDM may do at any time."""
-        what = rng.randrange(4)
         if what == 0:
             self._new_map(rng.choices(ALL_ROLES, k=CHUNKS))
         elif what == 1:
@@ -251,11 +278,17 @@ def round_of(world: World, rng: random.Random) -> int:
         + hostile_stream(rng, KINDS[kind], world.version)
         for kind in kinds
     }
+    obliging = rng.random() < OBLIGING
+    if obliging and "secondary" in left:
+        world.disturb(rng, 0)
+        left["secondary"] = as_a_good_one("secondary", world.version)
+    inbox = bytearray()
     taken = 0
-    deadline = time.monotonic() + ANSWER_SECONDS
-    while left:
-        assert time.monotonic() < deadline, f"the engine takes nothing any more from {sorted(left)}"
-        kind = rng.choice(sorted(left))
+    begun = time.monotonic()
+    while left or (obliging and time.monotonic() < begun + OBLIGING_SECONDS):
+        assert time.monotonic() < begun + ANSWER_SECONDS, f"the engine takes nothing any more from {sorted(left)}"
+        kind = rng.choice(sorted(left or ends))
+        left.setdefault(kind, b"")
         piece = rng.choice((1, 79, 81, 5000, 300_000))
         try:
             sent = ends[kind].send(left[kind][:piece])
@@ -267,12 +300,18 @@ def round_of(world: World, rng: random.Random) -> int:
         left[kind] = left[kind][sent:]
         if not left[kind]:
             del left[kind]
-        for end in ends.values():
+        for kind, end in ends.items():
             with suppress(OSError):
-                end.recv(1 << 20)
+                got = end.recv(1 << 20)
+                if kind == "secondary" and obliging:
+                    inbox += got
+        if said := answers(rng, inbox):
+            left["secondary"] = left.get("secondary", b"") + said
         world.turn()
+        if not left:
+            select.select(list(ends.values()), [], [], 0.002)
         if rng.random() < DISTURBED:
-            world.disturb(rng)
+            world.disturb(rng, rng.randrange(4))
     world.check(rng.randrange(CHUNKS))
     for end in ends.values():
         end.close()

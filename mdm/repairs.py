@@ -1,0 +1,57 @@
+"""Which repairs of stored blocks are worth an event: one per SDS and INTERVAL_SECONDS, however many blocks; what cannot
+be repaired does not wait for what was. Pure.
+
+An SDS counts, since it started, the blocks that it had rewritten from their other copy, and those that no copy has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+INTERVAL_SECONDS: Final = 60.0
+
+
+class Repaired(NamedTuple):
+    blocks: int
+    unrepairable: int
+
+
+NONE: Final = Repaired(0, 0)
+
+
+@dataclass
+class _Seen:
+    counted: Repaired = NONE
+    untold: Repaired = NONE
+    told_at: float = float("-inf")
+    lost_told_at: float = float("-inf")
+
+
+class Repairs:
+    def __init__(self) -> None:
+        self._seen: dict[int, _Seen] = {}
+
+    def news(self, sds_id: int, stats: Mapping[str, Any], now: float) -> Repaired | None:
+        """What has come since the last time that this was not None, if it is time to tell of it."""
+        seen = self._seen.setdefault(sds_id, _Seen())
+        counted = Repaired(_count(stats, "blocks_repaired"), _count(stats, "blocks_unrepairable"))
+        more = [
+            now_ - before if now_ >= before else now_  # less: it was started anew
+            for now_, before in zip(counted, seen.counted, strict=True)
+        ]
+        seen.counted = counted
+        seen.untold = Repaired(seen.untold.blocks + more[0], seen.untold.unrepairable + more[1])
+        told_at = seen.lost_told_at if seen.untold.unrepairable else seen.told_at
+        if not any(seen.untold) or now < told_at + INTERVAL_SECONDS:
+            return None
+        told, seen.untold, seen.told_at = seen.untold, NONE, now
+        if told.unrepairable:
+            seen.lost_told_at = now
+        return told
+
+
+def _count(stats: Mapping[str, Any], name: str) -> int:
+    value = stats.get(name, 0)
+    return value if isinstance(value, int) else 0
