@@ -23,7 +23,8 @@ cdef int chunk_discard(Engine* e, Chunk* c, uint32_t first, uint32_t count, uint
 cdef void chunk_count_live(Engine* e, Chunk* c) noexcept nogil
 # Gives the slot back when nothing lives in it and nobody works on it. `refused`: because the other copy has no room.
 cdef void chunk_trim(Engine* e, Chunk* c, bint refused) noexcept nogil
-# Gives the chunk's slot back, whatever is in it. False: the journal is full, try again after a checkpoint.
+# Gives the chunk's slot back, whatever is in it; on a failed device it is only forgotten. False: the journal is full,
+# try again after a checkpoint.
 cdef bint chunk_release(Engine* e, Chunk* c) noexcept nogil
 cdef Tag* chunk_tags(Engine* e, Chunk* c) noexcept nogil
 cdef int chunk_fd(Engine* e, Chunk* c) noexcept nogil

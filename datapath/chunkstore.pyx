@@ -64,7 +64,8 @@ cdef Chunk* chunk_get(Engine* e, uint64_t volume_id, uint32_t index) noexcept no
 cdef void chunk_forget(Engine* e, Chunk* c) noexcept nogil:
     cdef Chunk** link = &e.table[hash_of(e, c.volume_id, c.index)]
     cdef uint32_t i
-    if c.slot != SLOT_NONE or c.ops != NULL or c.unsynced or c.learn != LEARN_NOT or c.hold_ns > e.now_ns:
+    if (c.slot != SLOT_NONE or c.ops != NULL or c.unsynced or c.noted or c.learn != LEARN_NOT
+            or c.hold_ns > e.now_ns):
         return
     if not chunk_durable(e, c):
         return                                             # that it gave its slot back: see chunk_allocate
@@ -246,12 +247,14 @@ cdef void chunk_trim(Engine* e, Chunk* c, bint refused) noexcept nogil:
 
 cdef bint chunk_release(Engine* e, Chunk* c) noexcept nogil:
     cdef TargetVolume* v
-    if device_slot_free(e.devices[c.device].d, c.slot) < 0:
+    cdef bint failed = e.devices[c.device].d.failed != 0   # it stays there: the next start finds it beside a newer one
+    if not failed and device_slot_free(e.devices[c.device].d, c.slot) < 0:
         return False                                       # the journal is full: the next time
     c.slot = SLOT_NONE
     c.generation = 0
     c.live_blocks = 0
-    c.mark = device_journal_appended(e.devices[c.device].d)
+    c.bad = False
+    c.mark = 0 if failed else device_journal_appended(e.devices[c.device].d)
     v = volume_of(e, c.volume_id)
     if v != NULL and v.slots:
         v.slots -= 1

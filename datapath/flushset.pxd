@@ -1,5 +1,7 @@
 # What a flush has to reach: the pairs of SDSs that acknowledged writes of one volume since its last flush, and the
 # durable incarnation that each had. A pair whose members both changed theirs has lost something: that flush must fail.
+# `since` is the engine's count of events (an SDS left a set, or lost its memory) before the first of these writes was
+# sent: what has happened since then can be told.
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 cdef struct DirtyPair:
@@ -8,8 +10,10 @@ cdef struct DirtyPair:
     uint32_t mark                    # of the flush that last took a copy; 0: none since the first write
     uint64_t primary_incarnation     # at the first write not yet flushed
     uint64_t secondary_incarnation   # the same, 0 when unknown: then only the primary can vouch
-    uint64_t next_primary            # at the first write since that flush took its copy, 0: none
+    uint64_t since
+    uint64_t next_primary            # at the first write since that flush took its copy
     uint64_t next_secondary
+    uint64_t next_since              # 0: there was none
 
 cdef struct FlushSet:
     DirtyPair* pairs                 # open addressing by (primary, secondary)
@@ -21,7 +25,7 @@ cdef void flushset_init(FlushSet* f) noexcept nogil
 cdef void flushset_destroy(FlushSet* f) noexcept nogil
 # A write was acknowledged. 0 or -ENOMEM.
 cdef int flushset_note(FlushSet* f, uint16_t primary, uint16_t secondary, uint64_t primary_incarnation,
-                       uint64_t secondary_incarnation) noexcept nogil
+                       uint64_t secondary_incarnation, uint64_t since) noexcept nogil
 # A flush begins: a malloc'ed copy of the pairs in `out` (NULL when there are none), the flush's mark in `mark`.
 # Returns the number of pairs, or -ENOMEM.
 cdef int flushset_begin(FlushSet* f, DirtyPair** out, uint64_t* mark) noexcept nogil

@@ -55,7 +55,7 @@ cdef int _resize(FlushSet* f, uint32_t capacity) noexcept nogil:
 
 
 cdef int flushset_note(FlushSet* f, uint16_t primary, uint16_t secondary, uint64_t primary_incarnation,
-                       uint64_t secondary_incarnation) noexcept nogil:
+                       uint64_t secondary_incarnation, uint64_t since) noexcept nogil:
     cdef DirtyPair* pair
     if (f.count + 1) * 2 > f.capacity and _resize(f, f.capacity * 2 if f.capacity else CAPACITY_FIRST) < 0:
         return -ENOMEM
@@ -66,10 +66,16 @@ cdef int flushset_note(FlushSet* f, uint16_t primary, uint16_t secondary, uint64
         pair.secondary = secondary
         pair.primary_incarnation = primary_incarnation
         pair.secondary_incarnation = secondary_incarnation
+        pair.since = since
         f.count += 1
-    elif pair.mark and pair.next_primary == 0:
+    elif pair.mark == 0:
+        pair.since = min(pair.since, since)
+    elif pair.next_since == 0:
         pair.next_primary = primary_incarnation
         pair.next_secondary = secondary_incarnation
+        pair.next_since = since
+    else:
+        pair.next_since = min(pair.next_since, since)
     return 0
 
 
@@ -89,7 +95,7 @@ cdef int flushset_begin(FlushSet* f, DirtyPair** out, uint64_t* mark) noexcept n
         if f.pairs[i].primary:
             out[0][count] = f.pairs[i]
             f.pairs[i].mark = f.last_mark
-            f.pairs[i].next_primary = 0
+            f.pairs[i].next_since = 0
             count += 1
     return count
 
@@ -104,10 +110,11 @@ cdef void flushset_end(FlushSet* f, const DirtyPair* pairs, uint32_t count, uint
         if pair.primary == 0 or pair.mark != mark:
             continue                 # a later flush has taken its copy: it clears, since its copy holds this one's
         pair.mark = 0
-        if pair.next_primary:
+        if pair.next_since:
             pair.primary_incarnation = pair.next_primary
             pair.secondary_incarnation = pair.next_secondary
-            pair.next_primary = 0
+            pair.since = pair.next_since
+            pair.next_since = 0
         else:
             pair.mark = MARK_CLEARED         # taken out below, all at once: probing must not be cut in between
             cleared += 1

@@ -22,10 +22,12 @@ from datapath.fusechannel cimport (channel_can_read, channel_destroy, channel_in
 from datapath.histogram cimport hist_list
 from datapath.ratelimit cimport rate_set
 from datapath.ring cimport Message, ring_clear, ring_pop, ring_push, ring_retry
+from datapath.sdcflush cimport flush_run_tidy, flush_segment_set, flush_spares
 from datapath.sdclink cimport *
+from datapath.sdcmove cimport link_run_hedges, link_segment_changed
 from datapath.sdcrequest cimport *
 from datapath.sdcstate cimport *
-from datapath.volumemap cimport map_segment_drop, map_segment_set
+from datapath.volumemap cimport map_segment_drop
 from datapath.waiting cimport (EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, epoll_create1, epoll_ctl,
                                epoll_event, epoll_wait)
 from datapath.wire cimport IO_SIZE_MAX, bad_frame_text
@@ -45,6 +47,7 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef enum:
     EVENTS_PER_TURN = 64
+    OP_ID_BITS = 42                  # below the incarnation: no two sessions have an operation of one number
     # epoll data: an SDS's index, or one of these
     ON_MAILBOX = 0x10000
     ON_FUSE = 0x10001
@@ -119,6 +122,7 @@ cdef void _run(Engine* e) noexcept nogil:
         requests_run_throttled(e)
         link_run_backoff(e)
         link_run_hedges(e)
+        flush_run_tidy(e)
         link_flush(e)
         ring_retry(&e.events)
     _shut_down(e)
@@ -159,6 +163,8 @@ cdef int _timeout_ms(Engine* e) noexcept nogil:
         timeout = _until(e, e.backoff_ns, timeout)
     if e.hedge_ns:
         timeout = _until(e, e.hedge_ns, timeout)
+    if e.tidy_ns:
+        timeout = _until(e, e.tidy_ns, timeout)
     if e.throttle_ns:
         timeout = _until(e, e.throttle_ns, timeout)
     return timeout
@@ -277,7 +283,7 @@ cdef void _change_volume(Engine* e, Message* m, Volume* v) noexcept nogil:
         link_capability_changed(e, v)
     elif m.kind == CMD_SET_SEGMENT:
         # Without memory for it too: what waits asks for it again.
-        if not v.removed and map_segment_set(v.map, <uint32_t>m.c, m.data, m.size) != -EINVAL:
+        if not v.removed and flush_segment_set(e, v, <uint32_t>m.c, m.data, m.size) != -EINVAL:
             link_segment_changed(e, v, <uint32_t>m.c)
     elif m.kind == CMD_REMOVE_VOLUME:
         v.removed = True
@@ -435,9 +441,10 @@ cdef class Initiator:
             raise MemoryError
         self.engine.sdc_id = sdc_id
         self.engine.incarnation = incarnation
+        self.engine.op_id = self.engine.incarnation << OP_ID_BITS
         self.engine.deadline_ns = <uint64_t>(io_deadline_seconds * 1e9)
         self.engine.part_done = request_part_done
-        self.engine.flush_spares = request_flush_spares
+        self.engine.flush_spares = flush_spares
 
     def __dealloc__(self):
         # The thread holds a reference to this object: it has ended, or was never started.

@@ -11,6 +11,12 @@ cdef enum LinkError:
 cdef void part_route(Engine* e, Part* p) noexcept nogil
 # Nobody waits for the part any more.
 cdef void part_cancel(Engine* e, Part* p) noexcept nogil
+# Asks trio for a connection, once.
+cdef void link_need(Engine* e, Sds* s) noexcept nogil
+# Takes the part out of the place where it is; has it tried again a little later; has a read ask another SDS.
+cdef void part_detach(Engine* e, Part* p) noexcept nogil
+cdef void part_back_off(Engine* e, Part* p) noexcept nogil
+cdef void part_exclude(Part* p, Sds* s, bint for_good) noexcept nogil
 # A connection for an SDS; the engine owns fd from here on.
 cdef void link_attach(Engine* e, uint32_t sds_id, int fd, uint64_t durable_incarnation) noexcept nogil
 # Closes the SDS's connection, if any; its parts find another way or wait. `tell`: trio is to connect again.
@@ -19,11 +25,7 @@ cdef void link_receive(Engine* e, Sds* s) noexcept nogil
 # Sends what the turn has queued, on all connections that have something.
 cdef void link_flush(Engine* e) noexcept nogil
 cdef void link_writable(Engine* e, Sds* s) noexcept nogil
-# The map of a segment has been set: what waited for it goes on, what is with the wrong SDS is sent again.
-cdef void link_segment_changed(Engine* e, Volume* v, uint32_t segment) noexcept nogil
 # The volume has a new capability: presented wherever one had been.
 cdef void link_capability_changed(Engine* e, Volume* v) noexcept nogil
 # Parts whose time to try again has come.
 cdef void link_run_backoff(Engine* e) noexcept nogil
-# Reads that one copy does not answer are asked of the other.
-cdef void link_run_hedges(Engine* e) noexcept nogil

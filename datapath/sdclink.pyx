@@ -12,6 +12,8 @@ from posix.fcntl cimport F_GETFL, F_SETFL, O_NONBLOCK, fcntl
 from posix.unistd cimport close
 from datapath.checksum cimport verify_range
 from datapath.connection cimport Buf, Conn, conn_destroy, conn_flush, conn_init, conn_receive
+from datapath.sdcflush cimport flush_heard
+from datapath.sdcmove cimport flush_spared
 from datapath.sdcsend cimport send_capability, send_doubt, send_part, send_queue
 from datapath.sdcstate cimport *
 from datapath.volumemap cimport MapEntry, map_lookup
@@ -31,10 +33,6 @@ cdef enum:
     BACKOFF_FIRST_NS = 5000000
     BACKOFF_MAX_NS = 100000000
     BACKOFF_DOUBLINGS = 5
-    FLUSH_GRACE_NS = 500000000       # an SDS gone for longer does not hold up a flush that its peer answered
-    HEDGE_AFTER_NS = 1000000000      # a read without an answer for that long is asked of the other copy
-    HEDGE_CHECK_NS = 250000000
-    HEDGES_MAX = 4
     PAYLOAD_TRIES_MAX = 5
     BAD_TRIES_MAX = 3
     RANGE_TRIES_MAX = 20             # an extend reaches the SDSs a little later than the SDC
@@ -51,7 +49,7 @@ cdef inline void _park(Engine* e, Part* p, Link* place, int state) noexcept nogi
     e.parked += 1
 
 
-cdef void _detach(Engine* e, Part* p) noexcept nogil:
+cdef void part_detach(Engine* e, Part* p) noexcept nogil:
     """Takes the part out of the place where it is (state 0: at most the local list of a caller further up)."""
     list_remove(&p.link)
     if p.state == PART_SENT:
@@ -66,11 +64,11 @@ cdef void part_cancel(Engine* e, Part* p) noexcept nogil:
     if p.state == PART_SENT:
         p.abandoned = True
         return
-    _detach(e, p)
+    part_detach(e, p)
     part_free(e, p)
 
 
-cdef void _back_off(Engine* e, Part* p) noexcept nogil:
+cdef void part_back_off(Engine* e, Part* p) noexcept nogil:
     cdef uint64_t delay = <uint64_t>BACKOFF_FIRST_NS << min(p.tries, <uint8_t>BACKOFF_DOUBLINGS)
     if p.tries < 255:
         p.tries += 1
@@ -114,7 +112,7 @@ cdef void _ask(Engine* e, Volume* v, uint32_t segment, uint32_t event) noexcept 
     emit(e, event, 0, v.id, segment, 0, NULL, 0)
 
 
-cdef inline void _need(Engine* e, Sds* s) noexcept nogil:
+cdef void link_need(Engine* e, Sds* s) noexcept nogil:
     if not s.told:
         s.told = True
         emit(e, EV_SDS_NEEDED, s.id, 0, 0, 0, NULL, 0)
@@ -137,15 +135,15 @@ cdef Sds* _reader(Engine* e, Part* p, Sds* first, Sds* second) noexcept nogil:
             return NULL
         only = second if out & 1 else first
         if p.later and not only.connected:
-            _need(e, only)           # until it is there the one that asked to come again may be ready
+            link_need(e, only)           # until it is there the one that asked to come again may be ready
             return NULL
         return only
     if not first.connected or not second.connected:
         # The missing one is wanted in any case: alone, the other carries all.
         if not first.connected:
-            _need(e, first)
+            link_need(e, first)
         if not second.connected:
-            _need(e, second)
+            link_need(e, second)
         return first if first.connected or not second.connected else second
     if _cost(e, second) < _cost(e, first):
         first, second = second, first
@@ -185,6 +183,8 @@ cdef void part_route(Engine* e, Part* p) noexcept nogil:
     if primary == NULL or (entry.secondary and secondary == NULL):
         e.part_done(e, p, EIO, WHY_BAD_REQUEST, NULL, NULL)
         return
+    if entry.epoch != p.epoch or p.since == 0:
+        p.since = e.happened
     p.epoch = entry.epoch
     p.primary = entry.primary
     p.secondary = entry.secondary
@@ -196,7 +196,7 @@ cdef void part_route(Engine* e, Part* p) noexcept nogil:
     else:
         target = primary
         if secondary != NULL and not secondary.connected:
-            _need(e, secondary)      # a flush will have to reach it too
+            link_need(e, secondary)      # a flush will have to reach it too
         p.secondary_incarnation = secondary.durable_incarnation if secondary != NULL else 0
     _to_sds(e, p, target)
 
@@ -205,18 +205,18 @@ cdef void _no_reader(Engine* e, Part* p, uint8_t members) noexcept nogil:
     if p.bad & members == members:
         e.part_done(e, p, EIO, WHY_COPIES, NULL, NULL)
     else:
-        _back_off(e, p)
+        part_back_off(e, p)
 
 
 cdef void _route_flush(Engine* e, Part* p) noexcept nogil:
-    if p.sds.connected:
-        _to_sds(e, p, p.sds)
-        return
-    _need(e, p.sds)
-    if e.now_ns - p.sds.closed_ns >= FLUSH_GRACE_NS and e.flush_spares(e, p):
+    if not p.sds.connected:
+        link_need(e, p.sds)
+    if flush_spared(e, p):
         e.part_done(e, p, EIO, WHY_FLUSH_LOST, NULL, NULL)
-        return
-    _back_off(e, p)
+    elif p.sds.connected:
+        _to_sds(e, p, p.sds)
+    else:
+        part_back_off(e, p)
 
 
 cdef void _to_sds(Engine* e, Part* p, Sds* s) noexcept nogil:
@@ -224,19 +224,19 @@ cdef void _to_sds(Engine* e, Part* p, Sds* s) noexcept nogil:
     cdef uint8_t* cap = &v.caps[s.index]
     p.sds = s
     if not s.connected:
-        _need(e, s)
+        link_need(e, s)
     elif cap[0] == CAP_GRANTED:
         if s.in_flight_count >= SDS_IN_FLIGHT_MAX or s.conn.out_bytes >= SDS_OUT_BYTES_MAX:
             s.congested = True
         elif send_part(e, p, s) < 0:
-            _back_off(e, p)
+            part_back_off(e, p)
             return
         else:
             return
     elif cap[0] == CAP_NONE:
         _present(e, v, s)
         if cap[0] == CAP_NONE:       # no memory for it
-            _back_off(e, p)
+            part_back_off(e, p)
             return
     _park(e, p, &s.waiting, PART_WAITS_SDS)
 
@@ -295,8 +295,8 @@ cdef void link_attach(Engine* e, uint32_t sds_id, int fd, uint64_t durable_incar
     if s == NULL:
         close(fd)
         return
-    if s.connected:
-        link_drop(e, s, 0, False)
+    s.told = True                    # parts that lose their connection need not ask for the one that is here
+    link_drop(e, s, 0, False)
     if conn_init(&s.conn, &e.pool, fd, s.id) < 0:
         close(fd)
         emit(e, EV_SDS_CLOSED, s.id, ENOMEM, 0, 0, NULL, 0)
@@ -313,6 +313,7 @@ cdef void link_attach(Engine* e, uint32_t sds_id, int fd, uint64_t durable_incar
     s.connected = True
     s.told = False
     s.congested = False
+    flush_heard(e, s.durable_incarnation, durable_incarnation)
     s.durable_incarnation = durable_incarnation
     s.latency_ns = 0
     _release(e, s, NULL)
@@ -342,8 +343,8 @@ cdef void link_drop(Engine* e, Sds* s, int error, bint tell) noexcept nogil:
     conn_destroy(&s.conn, &e.pool)
     s.conn.bytes_in = 0
     s.conn.bytes_out = 0
-    s.told = tell
     if tell:
+        s.told = True
         emit(e, EV_SDS_CLOSED, s.id, <uint64_t><int64_t>error, 0, 0, NULL, 0)
     for i in range(e.volume_count):
         e.volumes[i].caps[s.index] = CAP_NONE
@@ -400,125 +401,6 @@ cdef void link_writable(Engine* e, Sds* s) noexcept nogil:
         send_queue(e, s)
 
 
-# -- the map
-
-cdef inline bint _concerns(const Part* p, const Volume* v, uint32_t segment) noexcept nogil:
-    return (p.volume == v and p.chunk >> 10 == segment and not p.abandoned
-            and p.opcode != OP_CAPABILITY and p.opcode != OP_FLUSH)
-
-
-cdef void _collect(Engine* e, Link* source, Link* target, Volume* v, uint32_t segment) noexcept nogil:
-    cdef Link* link = source.next
-    cdef Link* following
-    while link != source:
-        following = link.next
-        if _concerns(<Part*>link, v, segment):
-            _detach(e, <Part*>link)
-            list_append(target, link)
-        link = following
-
-
-cdef void link_segment_changed(Engine* e, Volume* v, uint32_t segment) noexcept nogil:
-    cdef Link all
-    cdef Part* p
-    cdef const MapEntry* entry
-    cdef uint32_t i
-    if segment >> 3 < v.asked_bytes:
-        v.asked[segment >> 3] &= <uint8_t>~(1 << (segment & 7))
-    list_init(&all)
-    _collect(e, &v.map_wait, &all, v, segment)
-    for i in range(e.sds_count):
-        _collect(e, &e.sds[i].waiting, &all, v, segment)
-        _resend_misplaced(e, e.sds[i], v, segment)
-    while not list_empty(&all):
-        p = <Part*>all.next
-        list_remove(&p.link)
-        entry = map_lookup(v.map, p.chunk)
-        if entry != NULL and (entry.primary == 0 or (p.stale and entry.epoch <= p.stale_epoch)):
-            # Still the map that was refused, or the SDS itself is behind: look again in a while.
-            _back_off(e, p)
-        else:
-            p.stale = False
-            part_route(e, p)
-
-
-cdef void _resend_misplaced(Engine* e, Sds* s, Volume* v, uint32_t segment) noexcept nogil:
-    """What was sent to an SDS that no longer serves the chunk (it may be frozen) goes to the one that does."""
-    cdef Link* link = s.in_flight.next
-    cdef Link* end = s.in_flight.prev        # what is sent meanwhile goes behind it
-    cdef Link* following
-    cdef Part* p
-    cdef const MapEntry* entry
-    cdef bint last = list_empty(&s.in_flight)
-    while not last:
-        last = link == end
-        following = link.next
-        p = <Part*>link
-        link = following
-        if not _concerns(p, v, segment):
-            continue
-        entry = map_lookup(v.map, p.chunk)
-        if entry == NULL or entry.primary == s.id:
-            continue
-        if entry.secondary == s.id and (p.opcode == OP_READ or p.opcode == OP_SEEK):
-            continue
-        _supersede(e, p)
-
-
-cdef void _supersede(Engine* e, Part* p) noexcept nogil:
-    """A new part takes over; the old one stays in flight with nobody waiting. Without memory the old one goes on."""
-    cdef Part* q = part_new(e)
-    cdef Part** from_request
-    cdef uint32_t slot, generation
-    if q == NULL:
-        return
-    slot = q.slot
-    generation = q.generation
-    q[0] = p[0]
-    q.slot = slot
-    q.generation = generation
-    q.state = 0
-    list_init(&q.link)
-    from_request = &p.request.parts
-    while from_request[0] != p:
-        from_request = &from_request[0].sibling
-    from_request[0] = q
-    p.request = NULL
-    p.abandoned = True
-    part_route(e, q)
-
-
-cdef void link_run_hedges(Engine* e) noexcept nogil:
-    cdef uint32_t i
-    cdef bint any_in_flight = False
-    if e.hedge_ns > e.now_ns:
-        return
-    for i in range(e.sds_count):
-        if e.sds[i].in_flight_count:
-            any_in_flight = True
-            _hedge(e, e.sds[i])
-    e.hedge_ns = e.now_ns + HEDGE_CHECK_NS if any_in_flight else 0
-
-
-cdef inline bint _other_connected(Engine* e, const Part* p, const Sds* s) noexcept nogil:
-    cdef Sds* other = e.sds_by_id[p.secondary if s.id == p.primary else p.primary]
-    return other != NULL and other.connected
-
-
-cdef void _hedge(Engine* e, Sds* s) noexcept nogil:
-    cdef Link* link = s.in_flight.next       # in the order sent: the oldest come first
-    cdef Part* p
-    while link != &s.in_flight:
-        p = <Part*>link
-        link = link.next
-        if e.now_ns - p.sent_ns < HEDGE_AFTER_NS:
-            return
-        if p.opcode == OP_READ and not p.abandoned and p.hedges < HEDGES_MAX and _other_connected(e, p, s):
-            p.hedges += 1
-            _exclude(p, s, False)
-            _supersede(e, p)
-
-
 # -- answers
 
 cdef int _frame(void* context, Conn* c, Header* h, char* body, Buf* owner) noexcept nogil:
@@ -532,7 +414,7 @@ cdef int _frame(void* context, Conn* c, Header* h, char* body, Buf* owner) noexc
         return LINK_MISMATCH
     if p.opcode == OP_READ and h.status == ST_OK and (h.offset != p.offset or h.length != p.length):
         return LINK_MISMATCH
-    _detach(e, p)
+    part_detach(e, p)
     if s.congested:
         send_queue(e, s)
     if p.abandoned:
@@ -574,8 +456,8 @@ cdef void _delay_waiting(Engine* e, Sds* s, Volume* v) noexcept nogil:
     while link != &s.waiting:
         following = link.next
         if (<Part*>link).volume == v:
-            _detach(e, <Part*>link)
-            _back_off(e, <Part*>link)
+            part_detach(e, <Part*>link)
+            part_back_off(e, <Part*>link)
         link = following
 
 
@@ -600,11 +482,11 @@ cdef void _bad_copy(Engine* e, Part* p, Sds* s) noexcept nogil:
     """The SDS's copy does not verify: the other one is asked."""
     p.volume.checksum_errors += 1
     emit(e, EV_CHECKSUM_ERROR, s.id, p.volume.id, p.chunk, 0, NULL, 0)
-    _exclude(p, s, True)
+    part_exclude(p, s, True)
     _route_or_fail(e, p, WHY_CHECKSUM)
 
 
-cdef inline void _exclude(Part* p, Sds* s, bint for_good) noexcept nogil:
+cdef void part_exclude(Part* p, Sds* s, bint for_good) noexcept nogil:
     cdef uint8_t bit = 1 if s.id == p.primary else 2
     if for_good:
         p.bad |= bit
@@ -619,7 +501,7 @@ cdef void _route_or_fail(Engine* e, Part* p, int reason) noexcept nogil:
     elif p.opcode == OP_READ and reason == WHY_CHECKSUM and p.bad_tries < BAD_TRIES_MAX:
         p.bad_tries += 1                     # each may lack another block, and give it to the other
         p.bad = 0
-        _back_off(e, p)
+        part_back_off(e, p)
     else:
         e.part_done(e, p, EIO, reason, NULL, NULL)
 
@@ -630,10 +512,10 @@ cdef void _not_ok(Engine* e, Part* p, Sds* s, int status) noexcept nogil:
         _stale(e, p)
     elif status == ST_NOT_READY or status == ST_BUSY or status == ST_SHUTTING_DOWN:
         if reads:
-            _exclude(p, s, False)
+            part_exclude(p, s, False)
             part_route(e, p)
         else:
-            _back_off(e, p)
+            part_back_off(e, p)
     elif status == ST_NOT_AUTHORIZED:
         _refused(e, p.volume, s, status)
         p.sds = s
@@ -641,13 +523,14 @@ cdef void _not_ok(Engine* e, Part* p, Sds* s, int status) noexcept nogil:
     elif status == ST_CHECKSUM and reads:
         _bad_copy(e, p, s)
     elif status == ST_IO_ERROR and reads:
-        _exclude(p, s, True)
+        part_exclude(p, s, True)
         _route_or_fail(e, p, WHY_COPIES)
     elif status == ST_PAYLOAD and p.payload_tries < PAYLOAD_TRIES_MAX:
         p.payload_tries += 1
         part_route(e, p)
-    elif status == ST_RANGE and p.tries < RANGE_TRIES_MAX:
-        _back_off(e, p)
+    elif status == ST_RANGE and p.range_tries < RANGE_TRIES_MAX:
+        p.range_tries += 1
+        part_back_off(e, p)
     else:
         _fail_with(e, p, status)
 
@@ -655,7 +538,7 @@ cdef void _not_ok(Engine* e, Part* p, Sds* s, int status) noexcept nogil:
 cdef void _stale(Engine* e, Part* p) noexcept nogil:
     cdef const MapEntry* entry
     if p.opcode == OP_FLUSH:
-        _back_off(e, p)
+        part_back_off(e, p)
         return
     entry = map_lookup(p.volume.map, p.chunk)
     if entry != NULL and entry.epoch > p.epoch:

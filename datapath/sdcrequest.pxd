@@ -10,7 +10,10 @@ from datapath.wire cimport Header
 cdef void request_start(Engine* e, Request* r) noexcept nogil
 cdef void request_from_fuse(void* context, FuseIo* io) noexcept nogil
 cdef void request_part_done(Engine* e, Part* p, int error, int reason, const Header* h, char* body) noexcept nogil
-cdef bint request_flush_spares(Engine* e, Part* p) noexcept nogil
+# For what makes the parts itself: a part of a request; all of them given up; the answer, with no part left.
+cdef void request_link(Engine* e, Request* r, Part* p) noexcept nogil
+cdef void request_cancel(Engine* e, Request* r) noexcept nogil
+cdef void request_finish(Engine* e, Request* r) noexcept nogil
 # Answers every request of a volume (NULL: of all) with an error now.
 cdef void requests_fail(Engine* e, Volume* v, int error, int reason) noexcept nogil
 # Requests past their deadline get EIO; throttled ones go on as far as their limits allow.

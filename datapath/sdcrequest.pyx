@@ -1,19 +1,20 @@
 """Requests of the SDC engine: checked, throttled, cut into parts, joined, answered.
 
 Owns a request from its start to its answer. The engine's thread runs every function. Promises exactly one answer per
-request, at the latest at its deadline; that a request's data stays until the answer; that a flush never says more
-than the SDSs have said; and that a range is judged against the volume's size before anything is sent.
+request, at the latest at its deadline; that a request's data stays until the answer; and that a range is judged
+against the volume's size before anything is sent.
 """
 
 from libc.errno cimport EFBIG, EIO, ENODEV, ENOMEM, ENOSPC, ENXIO, EROFS
-from libc.stdlib cimport calloc, malloc
+from libc.stdlib cimport malloc
 from libc.string cimport memcpy
 from datapath.connection cimport buf_get, buf_put, buf_ref
-from datapath.flushset cimport flushset_begin, flushset_end, flushset_note
+from datapath.flushset cimport flushset_note
 from datapath.fuseabi cimport FuseWriteOut
 from datapath.fusechannel cimport channel_error, channel_reply
 from datapath.histogram cimport HIST_BUCKETS, hist_record
 from datapath.ratelimit cimport rate_spend, rate_wait_ns
+from datapath.sdcflush cimport flush_begin, flush_member, flush_tidied
 from datapath.sdclink cimport part_cancel, part_route
 from datapath.sdcstate cimport *
 from datapath.wire cimport (BLOCK_SHIFT, BLOCK_SIZE, CHUNK_BLOCKS, CHUNK_SHIFT, CHUNK_SIZE, FLAG_ABSENT, FLAG_ZEROS,
@@ -95,7 +96,7 @@ cdef void request_start(Engine* e, Request* r) noexcept nogil:
         r.cost = r.buffer.size if r.buffer != NULL else r.length
         e.request_bytes += r.cost
     if r.error or (r.length == 0 and r.kind != REQ_FLUSH):
-        _finish(e, r)
+        request_finish(e, r)
         return
     if r.kind <= REQ_DISCARD and (v.iops_limit.rate or v.bytes_limit.rate):
         if not list_empty(&v.throttled) or _limit_wait(e, v):
@@ -125,7 +126,7 @@ cdef void _admit(Engine* e, Request* r) noexcept nogil:
     list_append(&e.active, &r.link)
     _expect_flush(r)
     if r.kind == REQ_FLUSH:
-        _flush_begin(e, r)
+        flush_begin(e, r)
     else:
         _pump(e, r)
 
@@ -226,7 +227,7 @@ cdef void _pump(Engine* e, Request* r) noexcept nogil:
             r.error = ENOMEM
             break
         _shape(p, r, r.offset + r.next, r.length - r.next)
-        _link(e, r, p)
+        request_link(e, r, p)
         p.position = r.next
         r.next += p.take
         part_route(e, p)
@@ -234,10 +235,10 @@ cdef void _pump(Engine* e, Request* r) noexcept nogil:
     if r.error:
         _cancel_waiting(e, r)
     if r.live == 0:
-        _finish(e, r)
+        request_finish(e, r)
 
 
-cdef void _link(Engine* e, Request* r, Part* p) noexcept nogil:
+cdef void request_link(Engine* e, Request* r, Part* p) noexcept nogil:
     p.request = r
     p.volume = r.volume
     e.op_id += 1
@@ -274,7 +275,7 @@ cdef void request_part_done(Engine* e, Part* p, int error, int reason, const Hea
     cdef Request* r = p.request
     _unlink(r, p)
     if p.opcode == OP_FLUSH:
-        _flush_member(e, r, p, error, h)
+        flush_member(e, r, p, error, h)
         part_free(e, p)
         return
     if error:
@@ -286,7 +287,7 @@ cdef void request_part_done(Engine* e, Part* p, int error, int reason, const Hea
     elif p.opcode == OP_SEEK:
         _look(r, p, h, body)
     elif not r.commit and flushset_note(&r.volume.dirty, p.primary, p.secondary, h.incarnation,
-                                        p.secondary_incarnation) < 0:
+                                        p.secondary_incarnation, p.since) < 0:
         r.error = ENOMEM             # a write that a flush would forget is no write
     part_free(e, p)
     if not r.pumping:
@@ -329,120 +330,15 @@ cdef void _look(Request* r, Part* p, const Header* h, const char* bitmap) noexce
         r.next = r.length            # later chunks cannot come before it; those already asked are waited for
 
 
-# -- flush
-
-cdef void _flush_begin(Engine* e, Request* r) noexcept nogil:
-    cdef int count = flushset_begin(&r.volume.dirty, &r.pairs, &r.flush_mark)
-    cdef uint32_t i
-    if count <= 0:
-        r.error = ENOMEM if count < 0 else 0
-        _finish(e, r)
-        return
-    r.pair_count = <uint32_t>count
-    r.members = <FlushMember*>calloc(2 * r.pair_count, sizeof(FlushMember))
-    if r.members == NULL:
-        r.error = ENOMEM
-        _finish(e, r)
-        return
-    for i in range(r.pair_count):
-        _flush_add(e, r, r.pairs[i].primary)
-        if r.pairs[i].secondary:
-            _flush_add(e, r, r.pairs[i].secondary)
-    _flush_send(e, r)
-
-
-cdef FlushMember* _flush_find(const Request* r, uint16_t sds_id) noexcept nogil:
-    cdef uint32_t i
-    for i in range(r.member_count):
-        if r.members[i].sds.id == sds_id:
-            return &r.members[i]
-    return NULL
-
-
-cdef void _flush_add(Engine* e, Request* r, uint16_t sds_id) noexcept nogil:
-    cdef Sds* s = sds_get(e, sds_id)
-    if s != NULL and _flush_find(r, sds_id) == NULL:
-        r.members[r.member_count].sds = s
-        r.member_count += 1
-
-
-cdef void _flush_send(Engine* e, Request* r) noexcept nogil:
-    cdef Part* p
-    cdef uint32_t i
-    r.pumping = True
-    for i in range(r.member_count):
-        p = part_new(e)
-        if p == NULL:
-            r.error = ENOMEM
-            break
-        p.opcode = OP_FLUSH
-        _link(e, r, p)
-        p.sds = r.members[i].sds
-        p.position = i
-        part_route(e, p)
-    r.pumping = False
-    if r.error:
-        _cancel_all(e, r)
-    if r.live == 0:
-        _flush_verdict(e, r)
-
-
-cdef void _flush_member(Engine* e, Request* r, Part* p, int error, const Header* h) noexcept nogil:
-    """One SDS has answered, or is known not to."""
-    cdef FlushMember* m = &r.members[p.position]
-    m.good = error == 0
-    if m.good:
-        m.incarnation = h.incarnation
-    if error == ENODEV:
-        r.error = ENODEV
-    if r.live == 0 and not r.pumping:
-        _flush_verdict(e, r)
-
-
-cdef inline bint _vouches(const Request* r, uint16_t sds_id, uint64_t incarnation) noexcept nogil:
-    """The SDS has on its disks what it acknowledged while its durable incarnation was this."""
-    cdef FlushMember* m
-    if sds_id == 0 or incarnation == 0:
-        return False
-    m = _flush_find(r, sds_id)
-    return m != NULL and m.good and m.incarnation == incarnation
-
-
-cdef bint request_flush_spares(Engine* e, Part* p) noexcept nogil:
-    cdef const Request* r = p.request
-    cdef uint16_t sds_id = p.sds.id
-    cdef const DirtyPair* pair
-    cdef uint32_t i
-    for i in range(r.pair_count):
-        pair = &r.pairs[i]
-        if pair.primary == sds_id and not _vouches(r, pair.secondary, pair.secondary_incarnation):
-            return False
-        if pair.secondary == sds_id and not _vouches(r, pair.primary, pair.primary_incarnation):
-            return False
-    return True
-
-
-cdef void _flush_verdict(Engine* e, Request* r) noexcept nogil:
-    cdef const DirtyPair* pair
-    cdef uint32_t i
-    if r.error == 0:
-        for i in range(r.pair_count):
-            pair = &r.pairs[i]
-            if not (_vouches(r, pair.primary, pair.primary_incarnation)
-                    or _vouches(r, pair.secondary, pair.secondary_incarnation)):
-                r.error = EIO
-                r.reason = WHY_FLUSH_LOST
-                break
-        # Told once, as the kernel does for a disk: what was lost stays lost, later writes are judged by themselves.
-        flushset_end(&r.volume.dirty, r.pairs, r.pair_count, r.flush_mark)
-    _finish(e, r)
-
-
 # -- the answer
 
-cdef void _finish(Engine* e, Request* r) noexcept nogil:
+cdef void request_finish(Engine* e, Request* r) noexcept nogil:
     """Answers, counts, frees. No part is left."""
     list_remove(&r.link)
+    if r.source == FROM_ENGINE:
+        flush_tidied(r)
+        request_free(e, r)
+        return
     e.request_count -= 1
     e.request_bytes -= r.cost
     _count(e, r)
@@ -533,7 +429,7 @@ cdef void _answer_python(Engine* e, Request* r) noexcept nogil:
 
 # -- ends that do not come from an SDS
 
-cdef void _cancel_all(Engine* e, Request* r) noexcept nogil:
+cdef void request_cancel(Engine* e, Request* r) noexcept nogil:
     cdef Part* p
     while r.parts != NULL:
         p = r.parts
@@ -543,10 +439,10 @@ cdef void _cancel_all(Engine* e, Request* r) noexcept nogil:
 
 
 cdef void _fail_now(Engine* e, Request* r, int error, int reason) noexcept nogil:
-    _cancel_all(e, r)
+    request_cancel(e, r)
     r.error = error
     r.reason = <uint8_t>reason
-    _finish(e, r)
+    request_finish(e, r)
 
 
 cdef void requests_run_deadlines(Engine* e) noexcept nogil:

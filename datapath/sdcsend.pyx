@@ -8,8 +8,8 @@ from libc.string cimport memcpy, memset
 from datapath.checksum cimport check_range
 from datapath.connection cimport conn_append, conn_append_ref, conn_reserve, conn_unreserve
 from datapath.sdcstate cimport *
-from datapath.wire cimport (FLAG_COMMIT, FLAG_RESYNC, HEADER_SIZE, OP_CAPABILITY, OP_READ, OP_WRITE, Header,
-                            blocks_touched, header_seal)
+from datapath.wire cimport (FLAG_COMMIT, FLAG_RESYNC, HEADER_SIZE, OP_CAPABILITY, OP_DISCARD, OP_READ, OP_WRITE,
+                            Header, blocks_touched, header_seal)
 
 cdef enum:
     INLINE_PAYLOAD_MAX = 32768       # copied behind its header: one piece for the kernel instead of two
@@ -33,6 +33,8 @@ cdef void _header(Engine* e, Part* p, Header* h) noexcept nogil:
     h.epoch = p.epoch
     h.node_id = e.sdc_id
     h.op_id = p.op_id
+    if p.opcode == OP_WRITE or p.opcode == OP_DISCARD:
+        h.seq = p.op_place
     h.flags = FLAG_COMMIT if p.opcode == OP_WRITE and p.request.commit else (FLAG_RESYNC if p.again else 0)
     h.incarnation = e.incarnation
 

@@ -75,6 +75,7 @@ cdef struct Sds:
     Conn conn
     uint64_t durable_incarnation     # 0: never connected
     uint64_t closed_ns
+    uint64_t left_at                 # Engine.happened when the map last said that it had been out of a set
     Link in_flight                   # parts, in the order sent
     Link waiting                     # parts: for a connection, a capability, or room
     uint32_t in_flight_count
@@ -101,6 +102,9 @@ cdef struct Volume:
     bint is_throttled                # in Engine.throttled
     Link map_wait                    # parts
     FlushSet dirty
+    uint64_t tidy_ns                 # when the engine flushes it by itself; 0: it does not
+    uint64_t tidy_by_ns
+    bint tidying
     uint32_t writes_since_flush
     uint32_t flush_streak            # flushes in a row that had one write before them
     # Python reads these
@@ -130,6 +134,7 @@ cdef enum RequestSource:
     FROM_FUSE = 1
     FROM_PYTHON = 2
     FROM_BENCH = 3
+    FROM_ENGINE = 4                  # a flush that nobody asked for, and nobody hears of
 
 cdef struct FlushMember:
     Sds* sds
@@ -179,10 +184,12 @@ cdef struct Part:
     Part* sibling                    # of the same request
     uint32_t slot
     uint32_t generation              # with the slot: the request id on the wire
+    uint32_t op_place                # of the operation among those not finished, from 1: the same when sent again
     uint8_t state
     uint8_t opcode
     uint8_t tries
     uint8_t payload_tries
+    uint8_t range_tries
     uint8_t bad                      # READ: members that have no good copy, by bit (0 primary, 1 secondary)
     uint8_t later                    # READ: members that asked to come again
     uint8_t bad_tries                # READ: times that all members were bad
@@ -203,6 +210,7 @@ cdef struct Part:
     uint16_t primary
     uint16_t secondary
     uint64_t secondary_incarnation   # durable, as known when it was sent
+    uint64_t since                   # Engine.happened when it was first sent under this epoch
     uint64_t op_id
     uint64_t sent_ns
     uint64_t retry_ns
@@ -230,8 +238,12 @@ cdef struct Bench:
 # How the link layer (sdclink) tells the request layer (sdcrequest) about a part. The part is in no list; it is the
 # callee's. error 0: done, `h` and `body` are the answer; else an errno and a Reason.
 ctypedef void (*part_done_fn)(Engine* e, Part* p, int error, int reason, const Header* h, char* body) noexcept nogil
-# A flush can be answered without this part's SDS.
-ctypedef bint (*flush_spares_fn)(Engine* e, Part* p) noexcept nogil
+# Whether a flush can be answered without this part's SDS.
+cdef enum Spares:
+    SPARES_NOT = 0
+    SPARES_LATER = 1                 # when it keeps us waiting
+    SPARES_NOW = 2                   # it is not a member any more
+ctypedef int (*flush_spares_fn)(Engine* e, Part* p) noexcept nogil
 
 cdef struct Engine:
     uint32_t sdc_id
@@ -280,6 +292,9 @@ cdef struct Engine:
     uint64_t request_bytes
     uint32_t parked                  # parts that wait for something other than an answer; Python reads
     uint64_t op_id
+    uint64_t happened                # counts what flushes must know: SDSs that left a set or lost their memory
+    uint64_t lost_at                 # `happened` when an SDS last turned out to have lost its memory
+    uint64_t tidy_ns                 # when the first volume is to be flushed, 0: none
     uint64_t reads
     uint64_t resent
     char* zeros                      # what a read of nothing is answered with: 1 MiB and a block

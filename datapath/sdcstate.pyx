@@ -42,6 +42,7 @@ cdef int engine_alloc(Engine* e) noexcept nogil:
     e.events.event_fd = -1
     e.channel.fuse_fd = -1
     e.channel.relay_fd = -1
+    e.happened = 1
     list_init(&e.active)
     list_init(&e.backoff)
     list_init(&e.throttled)
@@ -146,7 +147,7 @@ cdef void request_free(Engine* e, Request* r) noexcept nogil:
 cdef Part* part_new(Engine* e) noexcept nogil:
     cdef Part* slab
     cdef Part* p
-    cdef uint32_t slot, generation, i
+    cdef uint32_t slot, op_place, generation, i
     if e.free_parts == NULL:
         if e.part_slab_count == PART_SLABS_MAX:
             return NULL
@@ -155,6 +156,7 @@ cdef Part* part_new(Engine* e) noexcept nogil:
             return NULL
         for i in range(PART_SLAB):
             slab[i].slot = e.part_slab_count * PART_SLAB + i
+            slab[i].op_place = slab[i].slot + 1
             slab[i].next_free = e.free_parts
             e.free_parts = &slab[i]
         e.part_slabs[e.part_slab_count] = slab
@@ -162,10 +164,12 @@ cdef Part* part_new(Engine* e) noexcept nogil:
     p = e.free_parts
     e.free_parts = p.next_free
     slot = p.slot
+    op_place = p.op_place
     generation = p.generation + 1    # an answer to this slot's earlier holder no longer fits
     memset(p, 0, sizeof(Part))
     list_init(&p.link)
     p.slot = slot
+    p.op_place = op_place
     p.generation = generation
     return p
 

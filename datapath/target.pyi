@@ -41,6 +41,10 @@ class Target:
           agreed since this SDS started, and all chunks that may lack something here
         - ``("learned", sds_id, [(volume_id, chunk, epoch), ...])``: the learner has all of these on its disks
         - ``("learner_lost", sds_id, [(volume_id, chunk), ...])``: it went away after ``learned``
+        - ``("lost", [(volume_id, chunk, sds_id, incarnation), ...])``: what a disk here cannot keep, and the other
+          member, which has it; again while it lasts
+        - ``("copy_refused", sds_id, [(volume_id, chunk), ...])``: for a second these have not agreed with this
+          secondary, because its disk refuses; again while it lasts
         - ``("repair_needed", volume_id, chunk_index, block, reason: str)``: a stored block does not match its tag
         - ``("repaired", volume_id, chunk_index, first_block, repaired, unrepairable)``: how many blocks from there on
           were rewritten from the other copy, here or there, and how many no copy has
@@ -90,6 +94,8 @@ class Target:
         ``read_ops read_bytes read_ns write_ops write_bytes write_ns replicate_ops replicate_bytes flush_ops flush_ns``,
         ``discard_ops reads_inline reads_pooled checksum_errors journal_commits checkpoints bad_frames buffer_bytes``,
         ``leases_lapsed turn_max_ns`` (the longest turn of the engine's loop),
+        ``ops_known`` (sent again, and answered without being carried out again), ``op_ids_bytes op_ids_forgotten``
+        (memory of operations that may be sent again; such that were given up because it was full),
         ``resync_bytes resync_chunks`` (sent to learners; chunks that have become whole there),
         ``resync_left`` (chunks led here whose learner is connected and not whole yet),
         ``blocks_repaired blocks_unrepairable`` (of chunks led here, in all their copies),

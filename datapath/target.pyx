@@ -17,6 +17,7 @@ from datapath.connection cimport buf_put, conn_destroy, conn_flush, conn_init, c
 from datapath.histogram cimport hist_list
 from datapath.iopool cimport Job, iopool_start, iopool_stop, iopool_take
 from datapath.ondisk cimport SLOT_NONE, SLOT_USED, Tag
+from datapath.opids cimport opids_free
 from datapath.ring cimport Message, ring_clear, ring_destroy, ring_init, ring_pop, ring_push, ring_retry
 from datapath.tags cimport tag_is_hole, tag_newer
 from datapath.targetengine cimport *
@@ -27,6 +28,7 @@ from datapath.targetlearn cimport (LEARN_WAIT_MS, copy_read, learn_begin, learn_
                                    learn_tick)
 from datapath.targetlease cimport (LEASE_NS, lease_tick, map_version_set, now, peer_connected, peer_dead,
                                    peer_disconnected, peer_get)
+from datapath.targetlost cimport lost_tell
 from datapath.targetmembers cimport discard_strays, release_gated, tell_leaving
 from datapath.targetpair cimport peer_lost, sync_begin, sync_continue, unsync
 from datapath.targetread cimport read_done
@@ -172,6 +174,7 @@ cdef void stay(Engine* e, uint32_t sds_id) noexcept nogil:
     if p != NULL:
         p.leaving = False
         p.heard_ns = e.now_ns
+        p.behind_ns = 0
 
 
 cdef void verify(Engine* e, Message* m) noexcept nogil:
@@ -277,6 +280,8 @@ cdef void tick(Engine* e) noexcept nogil:
     if e.strays:
         discard_strays(e)
     sync_continue(e)
+    if e.lost:
+        lost_tell(e)
     learn_begin(e)
     volume_report(e)
 
@@ -389,6 +394,7 @@ cdef class Target:
         e.incarnation = incarnation
         e.durable_incarnation = durable_incarnation
         e.wait_ms = LEARN_WAIT_MS
+        e.op_ids.size_max = OP_IDS_BYTES_MAX
         e.table_capacity = TABLE_SIZE
         e.table = <Chunk**>calloc(TABLE_SIZE, sizeof(Chunk*))
         e.peers = <Peer**>calloc(SDS_IDS, sizeof(Peer*))
@@ -440,13 +446,18 @@ cdef class Target:
             c.doubtful = True
 
     cdef bint _replaces(self, Chunk* c, Device* d, uint32_t slot) except -1:
-        """Of a chunk's slots on two devices the one with the latest write stays, the other is given back.
+        """Of a chunk's slots on two devices the newer one stays, the other is given back: the one of the newer epoch,
+        else the one with the latest write.
 
         A crash leaves two when the chunk gave its slot back, got one on another device, and the first device's journal
-        had not told of it yet: what is there is older than all that was written since.
+        had not told of it yet: what is there is older than all that was written since. So does a device that failed,
+        if the chunk left the set and came back on another one, in a newer epoch.
         """
         cdef Device* other = self.e.devices[c.device].d
-        cdef bint later = tags_later(device_tags(d, slot), device_tags(other, c.slot))
+        cdef uint32_t epoch = d.slots[slot].epoch, than = other.slots[c.slot].epoch
+        cdef bint later = epoch > than
+        if epoch == than:
+            later = tags_later(device_tags(d, slot), device_tags(other, c.slot))
         cdef int error = device_slot_free(other, c.slot) if later else device_slot_free(d, slot)
         if error < 0:
             raise OSError(-error, (<bytes>strerror(-error)).decode())
@@ -623,6 +634,12 @@ cdef class Target:
         if m.kind == EV_LEARNER_LOST:
             numbers = memoryview(data).cast("Q").tolist()
             return ("learner_lost", m.a, list(zip(numbers[::2], numbers[1::2], strict=True)))
+        if m.kind == EV_LOST:
+            numbers = memoryview(data).cast("Q").tolist()
+            return ("lost", list(zip(*(numbers[field::4] for field in range(4)), strict=True)))
+        if m.kind == EV_COPY_REFUSED:
+            numbers = memoryview(data).cast("Q").tolist()
+            return ("copy_refused", m.a, list(zip(numbers[::2], numbers[1::2], strict=True)))
         if m.kind == EV_VOLUMES:
             numbers = memoryview(data).cast("Q").tolist() if data else []
             self.volumes_seen = {numbers[i]: tuple(numbers[i + 1:i + 5]) for i in range(0, len(numbers), 5)}
@@ -637,7 +654,8 @@ cdef class Target:
         figures = dict(self.e.counters)
         figures.update(slots_total=total, slots_free=unused, slots_used=total - unused, slots_reserved=self.e.reserved,
                        buffer_bytes=self.e.pool.bytes_out, known_volumes=self.e.map.count,
-                       known_chunks=self.e.chunk_count, read_histogram=hist_list(&self.e.read_histogram),
+                       known_chunks=self.e.chunk_count, op_ids_bytes=self.e.op_ids.size,
+                       op_ids_forgotten=self.e.op_ids.forgotten, read_histogram=hist_list(&self.e.read_histogram),
                        write_histogram=hist_list(&self.e.write_histogram), volumes=dict(self.volumes_seen))
         return figures
 
@@ -668,6 +686,7 @@ cdef class Target:
             learn_free(p)
             free(p)
         free(self.e.peers)
+        opids_free(&self.e.op_ids)
         ring_destroy(&self.e.commands)
         ring_destroy(&self.e.events)
         map_destroy(&self.e.map)

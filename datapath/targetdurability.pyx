@@ -12,9 +12,10 @@ from datapath.chunkstore cimport chunk_intent
 from datapath.iopool cimport Job, iopool_submit
 from datapath.ondisk cimport SLOT_NONE
 from datapath.targetengine cimport EV_CHECKPOINT, EV_DEVICE_FAILED, emit, journaled, op_settle
+from datapath.targetlost cimport flush_status
 from datapath.targetpair cimport sync_continue
 from datapath.targetstate cimport *
-from datapath.wire cimport ST_IO_ERROR
+from datapath.wire cimport ST_IO_ERROR, ST_OK
 
 cdef enum:
     JOB_COMMIT = 101
@@ -56,6 +57,7 @@ cdef void commit_start(Engine* e, DeviceState* ds) noexcept nogil:
 cdef void device_failed(Engine* e, DeviceState* ds) noexcept nogil:
     if not ds.reported and ds.d.failed:
         ds.reported = True
+        e.lost = True
         emit(e, EV_DEVICE_FAILED, ds.d.index, ds.d.failed, 0, 0, NULL, 0)
 
 
@@ -133,12 +135,10 @@ cdef void sync_done(Engine* e, DeviceState* ds) noexcept nogil:
     while op != NULL:
         following = op.wait_next
         op.wait_next = NULL
-        if result < 0:
-            op.status = ST_IO_ERROR
         if op.kind == KIND_FLUSH:
             flush_next(e, op)
         else:
-            op_settle(e, op, PENDING_SYNC, 0)
+            op_settle(e, op, PENDING_SYNC, ST_IO_ERROR if result < 0 else ST_OK)
         op = following
     sync_start(e, ds)
 
@@ -149,12 +149,11 @@ cdef void flush_next(Engine* e, Op* op) noexcept nogil:
     while op.first < e.device_count:
         ds = &e.devices[op.first]
         op.first += 1
-        if ds.d.failed:
-            op.status = ST_IO_ERROR
-        elif ds.d.needs_sync or ds.sync_running or ds.checkpoint == 2:
+        device_failed(e, ds)
+        if not ds.d.failed and (ds.d.needs_sync or ds.sync_running or ds.checkpoint == 2):
             sync_wait_on(e, op, ds)
             return
-    op_settle(e, op, PENDING_SYNC, 0)
+    op_settle(e, op, PENDING_SYNC, flush_status(e, op.h.volume_id))
 
 
 cdef void checkpoint_start(Engine* e) noexcept nogil:

@@ -21,8 +21,10 @@ cdef enum EventKind:
     EV_PEER_SILENT = 14
     EV_LEARNED = 15
     EV_LEARNER_LOST = 16
-    EV_REPAIRED = 17
-    EV_SCRUBBED = 18
+    EV_LOST = 17
+    EV_COPY_REFUSED = 18
+    EV_REPAIRED = 19
+    EV_SCRUBBED = 20
 
 cdef void emit(Engine* e, uint32_t kind, uint32_t a, uint64_t b, uint64_t c, uint64_t d, const void* data,
                uint64_t size) noexcept nogil
@@ -49,6 +51,9 @@ cdef uint32_t still_status(Engine* e, Op* op) noexcept nogil
 cdef void op_enter(Engine* e, Op* op, Chunk* chunk, uint32_t offset, uint32_t length) noexcept nogil
 cdef void op_settle(Engine* e, Op* op, uint32_t bit, uint32_t status) noexcept nogil
 cdef void chunk_continue(Engine* e, Chunk* chunk) noexcept nogil
+# Sends a client's operation, or that it has to be on disk, to the secondary (False: there is none) and to a learner.
+cdef bint replicate(Engine* e, Op* op) noexcept nogil
+cdef void forward(Engine* e, Op* op) noexcept nogil
 # Applies an operation that the other copy has confirmed first.
 cdef void apply(Engine* e, Op* op) noexcept nogil
 # Answers a finished operation and starts what waited for it.

@@ -5,7 +5,7 @@ of two overlapping operations the later one waits; a chunk that may differ from 
 both agree.
 """
 
-from libc.errno cimport EAGAIN, ENOMEM, ENOSPC
+from libc.errno cimport EAGAIN, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int64_t, uint16_t
 from libc.stdlib cimport calloc, malloc, realloc
 from libc.string cimport memcpy, memset
@@ -22,8 +22,10 @@ from datapath.tags cimport tag_check, tag_good_hole, tag_is_hole, tag_is_unknown
 from datapath.targetdurability cimport checkpoint_start, commit_start, device_failed, sync_wait, writeback_note
 from datapath.targetframes cimport grant_status, look_answer
 from datapath.targetlearn cimport copy_start, learn_stop
+from datapath.targetlost cimport block_lost, device_lost, lost_status
 from datapath.targetmembers cimport entry_of, members_ready
-from datapath.targetpair cimport peer_ready, unsync
+from datapath.targetops cimport op_known, op_note
+from datapath.targetpair cimport epoch_of, peer_ready, unsync
 from datapath.targetread cimport read_start
 from datapath.targetrepair cimport check_ended, check_start, repair_hopeless, repair_want
 from datapath.targetstate cimport *
@@ -168,6 +170,9 @@ cdef void op_finish(Engine* e, Op* op) noexcept nogil:
     cdef Chunk* chunk = op.chunk
     cdef bint refused = op.status == ST_NO_SPACE
     cdef uint64_t ns = e.now_ns - op.started_ns
+    if op.kind == KIND_WRITE or op.kind == KIND_DISCARD:
+        if op.status == ST_IO_ERROR or (op.full == 1 and lost_status(e, chunk) == ST_NOT_READY):
+            op.status = lost_status(e, chunk)              # one disk is no reason to fail: if that lasts it goes out
     if op.kind == KIND_CHECK:
         check_ended(e, op)
     elif op.kind != KIND_READ and op.kind != KIND_LOOK and op.kind != KIND_COPY:
@@ -281,14 +286,19 @@ cdef void op_start(Engine* e, Op* op) noexcept nogil:
     if status != ST_OK:
         op_settle(e, op, PENDING_LOCAL, status)
         return
+    if (op.kind == KIND_WRITE or op.kind == KIND_DISCARD) and op_known(e, op):
+        return
     if fresh and (op.kind == KIND_DISCARD or op.kind == KIND_REPLICATE_DISCARD):
         apply(e, op)                                       # nothing here to discard, but the other copy may hold a slot
         return
-    error = chunk_allocate(e, chunk, op.h.epoch)
+    error = chunk_allocate(e, chunk, epoch_of(e, chunk))
     if error == 0:
         error = chunk_intent(e, chunk)
     if error < 0:
-        if error == -EAGAIN or (error == -ENOSPC and not fresh):
+        if device_lost(e, chunk):
+            error = -EIO
+            e.lost = True
+        elif error == -EAGAIN or (error == -ENOSPC and not fresh):
             checkpoint_start(e)
             error = -EAGAIN
         elif error == -ENOSPC:
@@ -358,9 +368,12 @@ cdef bint prepare_write(Engine* e, Op* op) noexcept nogil:
         if tag_good_hole(&tags[block], op.chunk.volume_id, op.chunk.index, block):
             memset(at + (edge << BLOCK_SHIFT), 0, BLOCK_SIZE)
             continue
-        if (pread(chunk_fd(e, op.chunk), at + (edge << BLOCK_SHIFT), BLOCK_SIZE,
-                  <int64_t>device_offset(op.chunk.slot) + (<int64_t>block << BLOCK_SHIFT)) != BLOCK_SIZE
-                or tag_is_unknown(&tags[block])
+        if pread(chunk_fd(e, op.chunk), at + (edge << BLOCK_SHIFT), BLOCK_SIZE,
+                 <int64_t>device_offset(op.chunk.slot) + (<int64_t>block << BLOCK_SHIFT)) != BLOCK_SIZE:
+            buf_put(&e.pool, whole)
+            op_settle(e, op, PENDING_LOCAL, block_lost(e, op.chunk))
+            return False
+        if (tag_is_unknown(&tags[block])
                 or crc32c(block_seed(op.chunk.volume_id, op.chunk.index, block), at + (edge << BLOCK_SHIFT), BLOCK_SIZE)
                 != tag_check(&tags[block])):
             buf_put(&e.pool, whole)
@@ -415,6 +428,14 @@ cdef bint send_copy(Engine* e, Op* op, uint32_t sds_id) noexcept nogil:
     cdef Header r
     if not peer_ready(c):
         return False
+    if op.known:
+        memset(&r, 0, sizeof(r))
+        r.opcode = OP_PING
+        r.flags = FLAG_COMMIT
+        r.request_id = replication_id(op)
+        r.incarnation = e.incarnation
+        send_head(e, c, &r)
+        return True
     r = op.h
     r.status = 0
     r.opcode = OP_REPLICATE if op.kind == KIND_WRITE else OP_REPLICATE_DISCARD
@@ -426,7 +447,7 @@ cdef bint send_copy(Engine* e, Op* op, uint32_t sds_id) noexcept nogil:
     r.length = op.count << BLOCK_SHIFT
     r.body_length = op.count * 4 + r.length if op.kind == KIND_WRITE else 0
     r.seq = op.seq
-    r.incarnation = e.incarnation
+    r.incarnation = op.h.seq                               # the operation's place at its SDC
     send_head(e, c, &r)
     if op.kind == KIND_WRITE:
         send_body(e, c, op.checks, op.count * 4)
@@ -514,11 +535,16 @@ cdef void apply(Engine* e, Op* op) noexcept nogil:
             error = chunk_discard(e, op.chunk, op.first, op.count, op.h.epoch, op.h.seq)
         else:
             error = apply_tagged(e, op)
+    if error == 0:
+        op_note(e, op)
     if error < 0 and op.chunk.learn != LEARN_NOT:
         learn_stop(e, op.chunk)                            # it may have been sent what is not here
+    if error < 0 and e.devices[op.chunk.device].d.failed:  # for whatever reason
+        error = -EIO
     if error == -ENOSPC:                                   # the host's file system is full: the copies may differ now
         if op.kind == KIND_WRITE or op.kind == KIND_DISCARD:
             unsync(e, op.chunk)
+            op.full += 1
     elif error < 0:
         device_failed(e, &e.devices[op.chunk.device])
     elif op.kind == KIND_WRITE or op.kind == KIND_REPLICATE or op.kind == KIND_PUSH:

@@ -14,7 +14,9 @@ from datapath.targetdurability cimport flush_next
 from datapath.targetengine cimport (EV_CAPABILITY, conn_by_id, emit, map_miss, op_enter, op_finish, op_new, reply_head,
                                     reply_to, send_body, send_head, send_ref)
 from datapath.targetlease cimport lease_asked, peer_get
+from datapath.targetlost cimport device_lost, lost_status
 from datapath.targetmembers cimport members_ready
+from datapath.targetops cimport ops_forget, ops_tell_all, ops_told
 from datapath.targetpair cimport PULL_BLOCKS_MAX, agreed, secondary_answer
 from datapath.targetread cimport read_answer
 from datapath.targetrepair cimport repair_asked, repair_want, verify_start
@@ -125,7 +127,7 @@ cdef void seek_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogi
     cdef Tag* tags
     cdef uint32_t i
     if chunk != NULL and chunk.slot != SLOT_NONE and e.devices[chunk.device].d.failed:
-        reply_to(e, c.id, h, ST_IO_ERROR, 0)
+        reply_to(e, c.id, h, lost_status(e, chunk), 0)
         return
     memset(bits, 0, sizeof(bits))
     reply_head(e, &r, h, ST_OK)
@@ -192,6 +194,7 @@ cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noe
         return 0
     op.conn_id = c.id
     op.h = h[0]
+    op.h.node_id = (<Session*>c.user).node_id              # whatever it says: its operations are its own
     op.started_ns = e.now_ns
     if h.opcode == OP_FLUSH:
         op.kind = KIND_FLUSH
@@ -215,6 +218,11 @@ cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noe
 cdef void tags_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
     cdef Chunk* chunk = chunk_find(e, h.volume_id, h.chunk_index)
     cdef Header r
+    if chunk != NULL and device_lost(e, chunk):            # see read_plan
+        reply_to(e, c.id, h, ST_IO_ERROR, 0)
+        return
+    if chunk != NULL and h.flags & FLAG_RESYNC:
+        ops_forget(e, chunk)                               # what is here is made what the primary has
     reply_head(e, &r, h, ST_OK)
     if chunk == NULL or chunk.slot == SLOT_NONE:
         r.flags = FLAG_ABSENT
@@ -274,7 +282,8 @@ cdef void pull_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
     cdef Header r
     cdef Tag* tags
     cdef Buf* b
-    if chunk == NULL or chunk.slot == SLOT_NONE or h.length > PULL_BLOCKS_MAX * BLOCK_SIZE:
+    if (chunk == NULL or chunk.slot == SLOT_NONE or e.devices[chunk.device].d.failed
+            or h.length > PULL_BLOCKS_MAX * BLOCK_SIZE):
         reply_to(e, c.id, h, ST_IO_ERROR, 0)
         return
     b = buf_get(&e.pool, 20 * count + h.length)
@@ -397,11 +406,16 @@ cdef int primary_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) no
         return 0
     if h.opcode != OP_DIRTY and (h.opcode != OP_PING or h.volume_id):
         status = place_status(e, c, h)
-    if status != ST_OK:
+    if h.opcode == OP_PING and h.volume_id and h.op_id:
+        if status == ST_OK or status == ST_NOT_READY:
+            ops_told(e, h)
+    elif status != ST_OK:
         reply_to(e, c.id, h, status, 0)
     elif h.opcode == OP_PING:
         pinged(e, c, h)
     elif h.opcode == OP_DIRTY:
+        if h.offset == 0:
+            ops_tell_all(e, c)                             # it may have restarted; it knows them before it serves
         dirty_answer(e, c, h)
     elif h.opcode == OP_TAGS or h.opcode == OP_PULL or h.opcode == OP_VERIFY:
         look_later(e, c, h)

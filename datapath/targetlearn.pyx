@@ -24,6 +24,7 @@ from datapath.tags cimport tag_check, tag_is_unknown
 from datapath.targetengine cimport (EV_LEARNED, EV_LEARNER_LOST, EV_REPAIR, emit, op_enter, op_finish, op_new,
                                     op_settle, send_head, send_ref)
 from datapath.targetmembers cimport entry_of, members_ready
+from datapath.targetops cimport ops_tell
 from datapath.targetpair cimport peer_ready, push_head
 from datapath.targetrepair cimport repair_want
 from datapath.targetstate cimport *
@@ -31,9 +32,10 @@ from datapath.volumemap cimport MAP_SEGMENT_CHUNKS, MapEntry, MapVolume
 from datapath.wire cimport *
 
 cdef enum:
-    STEP_BLOCKS = 64
+    STEP_BLOCKS = 32                 # a step holds up the threads on both sides: 128 KiB take a third of a millisecond
     STEPS_MAX = 4                    # to one learner at a time
     HERE_MAX = 8                     # chunks with data that learn at a time, per learner
+    TOLD_MAX = 16384                 # chunks that wait for the MDM's word: each is kept here until it comes
     CHUNKS_MAX = 64                  # chunks that learn at a time, per learner: most of a large volume is nowhere
     RATE_DEFAULT = 100000000
     LEARNED_NOW = 64                 # so many whole chunks are synced at once, fewer after
@@ -85,6 +87,7 @@ cdef bint learns(Engine* e, const Learner* learner, MapVolume* v, uint32_t index
     e.learn_left += 1
     if (chunk != NULL and (chunk.learn != LEARN_NOT or chunk.unsynced or chunk.learn_retry_ns > e.now_ns)
             or learner != NULL and learner.retry_ns > e.now_ns
+            or e.learn_told >= TOLD_MAX
             or rate_of(e, (<TargetVolume*>v.user).pool_id).bytes_per_second == 0
             or not members_ready(e, entry, v.volume_id, index, chunk)):
         return False
@@ -216,6 +219,7 @@ cdef void learn_forget(Engine* e, Chunk* chunk) noexcept nogil:
             end(e, p, g)
             break
         p = p.next
+    e.learn_told -= chunk.learn >= LEARN_TOLD
     chunk.learn = LEARN_NOT
 
 
@@ -293,6 +297,7 @@ cdef void advance(Engine* e, Peer* p, Learning* g) noexcept nogil:
         request(e, p, g, OP_TAGS, 0, 0)
     elif g.left == 0:
         g.chunk.learn = LEARN_WHOLE
+        ops_tell(e, p.out, g.chunk)
         if p.learner.whole_count == 0:
             p.learner.since_ns = e.now_ns
         w = &p.learner.whole[p.learner.whole_count]
@@ -399,6 +404,7 @@ cdef void copy_start(Engine* e, Op* op) noexcept nogil:
     op.job.run = copy_run
     op.job.kind = KIND_COPY
     e.learn_reads += 1
+    e.counters.reads_pooled += 1
     iopool_submit(&e.io, &op.job)
 
 
@@ -508,6 +514,7 @@ cdef void committed(Engine* e, Peer* p, uint32_t status) noexcept nogil:
             retry(e, chunk, RETRY_NS)
             continue
         chunk.learn = LEARN_TOLD
+        e.learn_told += 1
         told[3 * count] = w.volume_id
         told[3 * count + 1] = w.index
         told[3 * count + 2] = w.epoch

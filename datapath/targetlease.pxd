@@ -23,6 +23,8 @@ cdef void fence(Engine* e, uint32_t sds_id, uint64_t version) noexcept nogil
 # PING without a volume: the peer that made the connection asks for a lease.
 cdef void lease_asked(Engine* e, Conn* c, const Header* h) noexcept nogil
 cdef void lease_answered(Engine* e, Conn* c, const Header* h) noexcept nogil
+# Something else than a ping was answered on this connection of ours: the peer is not silent, if it grants nothing.
+cdef void peer_heard(Engine* e, const Conn* c) noexcept nogil
 # Pings that are due, peers that have been silent.
 cdef void lease_tick(Engine* e) noexcept nogil
 # The MDM's commands.

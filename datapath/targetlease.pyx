@@ -24,6 +24,7 @@ cdef enum:
     PING_NS = 300000000
     SILENT_NS = 1000000000           # without a lease for so long: it is in trouble
     SILENT_AGAIN_NS = 500000000
+    BEHIND_NS = 2000000000           # with an old map for so long: the MDM does not reach it, and what it leads is stuck
     AWAY_NS = 400000000
 
 
@@ -61,6 +62,7 @@ cdef void peer_connected(Engine* e, Conn* c, uint64_t incarnation) noexcept nogi
         ask_lease(e, p)
     else:
         p.incoming = c
+        p.behind_ns = 0
 
 
 cdef void peer_disconnected(Engine* e, Conn* c) noexcept nogil:
@@ -118,8 +120,11 @@ cdef void lease_asked(Engine* e, Conn* c, const Header* h) noexcept nogil:
         return
     p.version = max(p.version, h.seq)
     if p.version < p.fence_version or p.version < e.map_version or e.map_version == 0 or p.leaving:
+        if p.behind_ns == 0:
+            p.behind_ns = e.now_ns
         reply_to(e, c.id, h, ST_NOT_READY, 0)
         return
+    p.behind_ns = 0
     p.fence_ns = 0                                         # it acts on the newest map: older beliefs are gone
     p.granted_ns = now() + LEASE_NS
     reply_to(e, c.id, h, ST_OK, 0)
@@ -134,8 +139,16 @@ cdef void lease_answered(Engine* e, Conn* c, const Header* h) noexcept nogil:
         p.heard_ns = e.now_ns
 
 
+cdef void peer_heard(Engine* e, const Conn* c) noexcept nogil:
+    """It works on what it was sent. A ping has its turn behind all that: under heavy load that may be over a second."""
+    cdef Peer* p = e.peers[(<Session*>c.user).node_id & (SDS_IDS - 1)]
+    if p != NULL and p.out == c:
+        p.heard_ns = e.now_ns
+
+
 cdef void lease_tick(Engine* e) noexcept nogil:
     cdef Peer* p
+    cdef bint silent, behind
     cdef uint64_t turn_ns = e.now_ns - e.turned_ns
     e.turned_ns = e.now_ns
     e.counters.turn_max_ns = max(e.counters.turn_max_ns, turn_ns)
@@ -146,10 +159,12 @@ cdef void lease_tick(Engine* e) noexcept nogil:
     while p != NULL:
         if turn_ns > AWAY_NS and p.heard_ns:
             p.heard_ns = e.now_ns                          # who was away itself blames nobody
+            p.behind_ns = 0
         if p.out != NULL:
             ask_lease(e, p)
-        if (p.heard_ns and not p.leaving and e.now_ns > p.heard_ns + SILENT_NS
-                and e.now_ns > p.silent_told_ns + SILENT_AGAIN_NS):
+        silent = p.heard_ns and e.now_ns > p.heard_ns + SILENT_NS
+        behind = p.behind_ns and e.now_ns > p.behind_ns + BEHIND_NS
+        if (silent or behind) and not p.leaving and e.now_ns > p.silent_told_ns + SILENT_AGAIN_NS:
             p.silent_told_ns = e.now_ns
             emit(e, EV_PEER_SILENT, p.sds_id, 0, 0, 0, NULL, 0)
         p = p.next

@@ -12,6 +12,7 @@ from datapath.ondisk cimport SLOT_NONE
 from datapath.targetengine cimport EV_LEAVING, apply, emit, op_settle
 from datapath.targetlearn cimport learn_forget
 from datapath.targetlease cimport fence, gate_open, leased
+from datapath.targetlost cimport chunk_lost
 from datapath.targetpair cimport agreed, ask, peer_ready, unsync
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
@@ -65,10 +66,14 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
         chunk = chunk_get(e, volume_id, index)
     if chunk == NULL:
         return
+    chunk.alone = False
+    chunk.failures = 0
     if member and old.left and old.left != entry.left and not gate_open(e, old):
         chunk.hold_ns = max(chunk.hold_ns, e.peers[old.left].fence_ns)  # two members have left one after the other
     if not leads and member and entry.left and chunk.open_epoch < entry.epoch:
         unsync(e, chunk)                                   # the primary says when the one that left serves no more
+    if entry.primary != old.primary or entry.secondary != old.secondary:
+        chunk.untold = False                               # who is out may have shown it
     taught = chunk.learn == LEARN_TOLD and old.learner == entry.secondary
     learn_forget(e, chunk)
     e.gated = True
@@ -153,7 +158,7 @@ cdef void tell_leaving(Engine* e, Peer* p) noexcept nogil:
     for i in range(e.table_capacity):
         c = e.table[i]
         while c != NULL:
-            if c.doubtful or (c.slot != SLOT_NONE and e.devices[c.device].d.failed):
+            if c.doubtful or chunk_lost(e, c):
                 found[2 * count] = c.volume_id             # also of others' pairs: the MDM's map may be newer than ours
                 found[2 * count + 1] = c.index
                 count += 1

@@ -23,6 +23,8 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
 # The head of a PUSH; check values, tags and bytes of its blocks come after it.
 cdef void push_head(Engine* e, Conn* c, uint64_t request_id, const Chunk* chunk, uint32_t first, uint32_t count,
                     const Tag* tags) noexcept nogil
+# The epoch of the chunk's entry as known here: of two slots of a chunk the one given out in the newer epoch counts.
+cdef uint32_t epoch_of(Engine* e, Chunk* chunk) noexcept nogil
 # A frame without a body to another SDS.
 cdef void ask(Engine* e, Conn* c, int opcode, uint64_t volume_id, uint32_t index, uint32_t offset, uint32_t length,
               uint32_t flags) noexcept nogil

@@ -19,8 +19,10 @@ from datapath.targetdurability cimport checkpoint_start, commit_start
 from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIRED, apply, emit, map_miss, op_settle, replication_id,
                                     send_body, send_head, volume_commit)
 from datapath.targetlearn cimport LEARN_REQUEST, learn_answer, learn_stop, learner_confirmed
-from datapath.targetlease cimport lease_answered
+from datapath.targetlease cimport lease_answered, peer_heard
+from datapath.targetlost cimport agreement_failed, ask_alone, device_lost
 from datapath.targetmembers cimport entry_of
+from datapath.targetops cimport op_undo, ops_forget_told, ops_tell, ops_tell_all, ops_told_back
 from datapath.targetrepair cimport check_answer
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
@@ -39,7 +41,8 @@ cdef void unsync(Engine* e, Chunk* c) noexcept nogil:
 
 
 cdef void agreed(Engine* e, Chunk* c) noexcept nogil:
-    c.doubtful = c.peer_doubtful = False
+    c.doubtful = c.peer_doubtful = c.untold = c.bad = c.alone = False
+    c.failures = 0
     if c.unsynced:
         c.unsynced = False
         e.unsynced_count -= 1
@@ -63,6 +66,7 @@ cdef void ask(Engine* e, Conn* c, int opcode, uint64_t volume_id, uint32_t index
 
 cdef void sync_begin(Engine* e, Conn* c) noexcept nogil:
     memset(&e.syncs[c.id & (CONNS_MAX - 1)], 0, sizeof(Sync))
+    ops_forget_told(e, (<Session*>c.user).node_id)
     ask(e, c, OP_DIRTY, 0, 0, 0, 0, 0)
 
 
@@ -85,6 +89,7 @@ cdef void peer_lost(Engine* e, Conn* c) noexcept nogil:
         if waits or (op.pending & PENDING_LEARNER and op.learner_id == sds_id and is_secondary(e, op.chunk, sds_id)):
             unsync(e, op.chunk)
         if waits and op.state == STATE_REMOTE_FIRST:
+            op.chunk.untold = op.chunk.untold or op.chunk.live_blocks == 0
             apply(e, op)
 
 
@@ -98,7 +103,8 @@ cdef bint intent_durable(Engine* e, Chunk* chunk) noexcept nogil:
     if chunk.slot == SLOT_NONE:
         return True
     if chunk_intent(e, chunk) < 0:
-        checkpoint_start(e)
+        if e.devices[chunk.device].d.failed == 0:
+            checkpoint_start(e)
         return False
     if not chunk_durable(e, chunk):
         commit_start(e, &e.devices[chunk.device])
@@ -134,12 +140,14 @@ cdef void sync_continue(Engine* e) noexcept nogil:
                     p = e.peers[entry.secondary]
                     if entry.secondary == 0:
                         adopt_alone(e, chunk)
+                    elif p != NULL and peer_ready(p.out) and chunk.alone:
+                        ask_alone(e, p.out, chunk)
                     elif p != NULL and peer_ready(p.out):
                         s = &e.syncs[p.out.id & (CONNS_MAX - 1)]
                         if s.chunk == NULL and intent_durable(e, chunk):
                             s.chunk = chunk
                             s.outstanding = 1
-                            s.failed = s.postponed = False
+                            s.failed = s.refused = s.own = s.postponed = False
                             ask(e, p.out, OP_TAGS, chunk.volume_id, chunk.index, 0, 0, 0)
                 elif entry.secondary != e.sds_id and entry.learner != e.sds_id and chunk.slot == SLOT_NONE:
                     agreed(e, chunk)                       # told of by a peer that has it with somebody else
@@ -203,6 +211,9 @@ cdef void adopt_alone(Engine* e, Chunk* chunk) noexcept nogil:
     """The only member has restarted: what it has is what there is."""
     cdef Tag adopted
     cdef uint32_t block
+    if device_lost(e, chunk):                              # there is nothing to wait for
+        agreed(e, chunk)
+        return
     if not intent_durable(e, chunk):
         return
     if chunk.slot != SLOT_NONE:
@@ -211,6 +222,20 @@ cdef void adopt_alone(Engine* e, Chunk* chunk) noexcept nogil:
                 chunk.retry_ns = e.now_ns + RETRY_NS
                 return
     agreed(e, chunk)
+
+
+cdef bint give_up(Engine* e, Chunk* chunk) noexcept nogil:
+    """The other copy has nothing, and that is what everybody was shown. It may have no room for ours either: first
+    writes that it was sent and never got are sent again by the client, and then refused or not."""
+    cdef Op* op = chunk.ops
+    while op != NULL:
+        if op.pending & PENDING_REMOTE:
+            op.status = op.status or ST_NOT_READY
+            op_undo(e, op)
+        op = op.next
+    e.counter += 1
+    return chunk_discard(e, chunk, 0, CHUNK_BLOCKS, epoch_of(e, chunk),
+                         (e.incarnation << SEQ_COUNTER_BITS) | e.counter) == 0
 
 
 cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexcept nogil:
@@ -225,10 +250,8 @@ cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexce
     cdef bint good, take
     cdef bint push_all = chunk.peer_doubtful and not chunk.doubtful
     cdef bint pull_all = chunk.doubtful and not chunk.peer_doubtful
-    if pull_all and theirs == NULL and chunk.slot != SLOT_NONE:
-        e.counter += 1                                     # nothing is what everybody was shown
-        s.failed = chunk_discard(e, chunk, 0, CHUNK_BLOCKS, epoch_of(e, chunk),
-                                 (e.incarnation << SEQ_COUNTER_BITS) | e.counter) < 0
+    if theirs == NULL and chunk.slot != SLOT_NONE and (pull_all or (chunk.untold and not push_all)):
+        s.failed = s.own = not give_up(e, chunk)
         return
     for block in range(CHUNK_BLOCKS):
         tag_set_never(&never[0], chunk.volume_id, chunk.index, block)
@@ -248,14 +271,14 @@ cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexce
             if adopt(e, chunk, block, &adopted, bytes):
                 push_block(e, c, s, chunk, block, &adopted, bytes)
             else:
-                s.failed = True
+                s.failed = s.own = True
 
 
 cdef void tags_seen(Engine* e, Conn* c, Sync* s, Tag* theirs) noexcept nogil:
     if not s.chunk.unsynced:                               # its volume was purged meanwhile: it gets no slot again
         s.failed = True
     elif theirs != NULL and chunk_allocate(e, s.chunk, epoch_of(e, s.chunk)) < 0:
-        s.failed = True
+        s.failed = s.own = True
     elif not intent_durable(e, s.chunk):
         s.postponed = True
     else:
@@ -285,10 +308,12 @@ cdef void bad_there(Engine* e, Conn* c, Sync* s, Chunk* chunk, uint32_t block, c
     emit(e, EV_REPAIRED, chunk.index, chunk.volume_id, <uint64_t>block << 32, 1, NULL, 0)
 
 
-cdef bint pulled(Engine* e, Conn* c, Sync* s, Chunk* chunk, Header* h, char* body) noexcept nogil:
+cdef bint pulled(Engine* e, Conn* c, Sync* s, Header* h, char* body) noexcept nogil:
     """Whether the block is here now as the other copy has it, or it has no good one."""
+    cdef Chunk* chunk = s.chunk
     cdef Tag* tag = <Tag*>(body + 4)
     cdef uint32_t block = h.offset >> BLOCK_SHIFT
+    cdef int error
     if chunk.slot == SLOT_NONE:                            # purged meanwhile, or an answer to what was not asked
         return False
     if h.status != ST_OK or h.length != BLOCK_SIZE or h.flags & (FLAG_ZEROS | FLAG_ABSENT):
@@ -299,8 +324,11 @@ cdef bint pulled(Engine* e, Conn* c, Sync* s, Chunk* chunk, Header* h, char* bod
         bad_there(e, c, s, chunk, block, body + 20)
         return True
     if tag_is_hole(tag):
-        return chunk_discard(e, chunk, block, 1, tag.epoch, tag.seq & SEQ_MASK) == 0
-    return chunk_write(e, chunk, block, 1, body + 20, <uint32_t*>body, tag.epoch, tag.seq & SEQ_MASK) == 0
+        error = chunk_discard(e, chunk, block, 1, tag.epoch, tag.seq & SEQ_MASK)
+    else:
+        error = chunk_write(e, chunk, block, 1, body + 20, <uint32_t*>body, tag.epoch, tag.seq & SEQ_MASK)
+    s.own = s.own or error < 0
+    return error == 0
 
 
 cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
@@ -315,11 +343,14 @@ cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
     s.chunk = NULL
     if s.failed or s.postponed:
         chunk.retry_ns = e.now_ns + RETRY_NS if s.failed else 0
+        if s.failed:
+            agreement_failed(e, c, chunk, s)
         sync_continue(e)
         return
     s.chunks += 1
     chunk.retry_ns = 0
     agreed(e, chunk)
+    ops_tell(e, c, chunk)
     ask(e, c, OP_PING, chunk.volume_id, chunk.index, 0, 0, FLAG_RESYNC)
     op = chunk.ops
     while op != NULL:
@@ -369,6 +400,7 @@ cdef void dirty_list(Engine* e, Conn* c, Header* h, char* body) noexcept nogil:
     (<Session*>c.user).ready = True
     if e.peers[(<Session*>c.user).node_id] != NULL:
         e.peers[(<Session*>c.user).node_id].agreed_as_primary = True
+    ops_tell_all(e, c)
     ask(e, c, OP_PING, 0, 0, 0, 0, FLAG_RESYNC)
     sync_continue(e)
 
@@ -378,9 +410,12 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
     cdef uint32_t at, waits
     cdef uint32_t sds_id = (<Session*>c.user).node_id
     cdef Op* op
+    if h.opcode != (OP_PING | OP_REPLY):
+        peer_heard(e, c)
     if h.request_id & LEARN_REQUEST:
         return learn_answer(e, c, h, body)
-    if h.opcode == (OP_REPLICATE | OP_REPLY) or h.opcode == (OP_REPLICATE_DISCARD | OP_REPLY):
+    if (h.opcode == (OP_REPLICATE | OP_REPLY) or h.opcode == (OP_REPLICATE_DISCARD | OP_REPLY)
+            or (h.opcode == (OP_PING | OP_REPLY) and h.request_id)):
         at = <uint32_t>h.request_id
         if at >= e.op_count or replication_id(e.ops[at]) != h.request_id or e.ops[at].chunk == NULL:
             return 0                                       # settled meanwhile by the pair's agreement
@@ -406,6 +441,7 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
         if h.status != ST_OK:
             unsync(e, op.chunk)                            # applied here, not there
             s.failed = s.failed or s.chunk == op.chunk     # also when its agreement has looked already
+            op.full += h.status == ST_NO_SPACE
         op_settle(e, op, waits, h.status)
         return 0
     if h.opcode == (OP_DIRTY | OP_REPLY):
@@ -414,7 +450,10 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
         dirty_list(e, c, h, body)
         return 0
     if h.opcode == (OP_PING | OP_REPLY) and h.op_id:
-        lease_answered(e, c, h)
+        if h.volume_id:
+            ops_told_back(e, c, h)
+        else:
+            lease_answered(e, c, h)
         return 0
     if h.opcode == (OP_PING | OP_REPLY) or h.opcode == (OP_REPAIR | OP_REPLY):
         return 0
@@ -423,8 +462,9 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
         return check_answer(e, c, h, body)
     if s.chunk == NULL or h.volume_id != s.chunk.volume_id or h.chunk_index != s.chunk.index:
         return BAD_OPCODE
+    s.refused = s.refused or h.status == ST_IO_ERROR or h.status == ST_NO_SPACE
     if h.opcode == (OP_PULL | OP_REPLY):
-        s.failed = s.failed or not pulled(e, c, s, s.chunk, h, body)
+        s.failed = s.failed or not pulled(e, c, s, h, body)
     elif h.opcode != (OP_TAGS | OP_REPLY) and h.opcode != (OP_PUSH | OP_REPLY):
         return BAD_OPCODE
     elif h.status != ST_OK:

@@ -18,6 +18,7 @@ from datapath.ondisk cimport SLOT_NONE, Tag
 from datapath.tags cimport tag_check, tag_good_hole, tag_is_unknown
 from datapath.targetengine cimport (conn_by_id, mark_dirty, op_enter, op_finish, op_new, reply_head, reply_to,
                                     send_head, send_ref, still_status)
+from datapath.targetlost cimport block_lost, lost_status
 from datapath.targetrepair cimport repair_want
 from datapath.targetstate cimport *
 from datapath.wire cimport *
@@ -34,7 +35,7 @@ cdef uint32_t read_plan(Engine* e, Chunk* chunk, uint32_t first, uint32_t count,
     if chunk == NULL or chunk.slot == SLOT_NONE:
         return ST_COUNT
     if e.devices[chunk.device].d.failed:
-        return ST_IO_ERROR
+        return lost_status(e, chunk)
     tags = chunk_tags(e, chunk) + first
     for i in range(count):
         if tag_is_unknown(&tags[i]):
@@ -168,7 +169,7 @@ cdef void read_done(Engine* e, Op* op) noexcept nogil:
     cdef Conn* c = conn_by_id(e, op.conn_id)
     cdef Header r
     if c != NULL:
-        reply_head(e, &r, &op.h, ST_OK if op.job.result == 0 else ST_IO_ERROR)
+        reply_head(e, &r, &op.h, ST_OK if op.job.result == 0 else block_lost(e, op.chunk))
         if op.job.result == 0:
             r.body_length = op.count * 4 + op.h.length
         send_head(e, c, &r)

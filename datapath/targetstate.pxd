@@ -5,6 +5,7 @@ from datapath.device cimport Device
 from datapath.connection cimport Buf, Conn, Pool
 from datapath.histogram cimport Histogram
 from datapath.iopool cimport IoPool, Job
+from datapath.opids cimport OpIds
 from datapath.ondisk cimport Tag
 from datapath.ratelimit cimport RateLimit
 from datapath.ring cimport Ring
@@ -22,6 +23,7 @@ cdef enum:
     LEARNED_MAX = 1024               # chunks that wait for a learner's disk
     RATES_MAX = 64                   # pools
     HOPELESS_MAX = 64                # ranges bad in all copies that are remembered
+    OP_IDS_BYTES_MAX = 16777216
 
 cdef enum ConnKind:
     CONN_CLIENT = 1
@@ -129,6 +131,7 @@ cdef struct Peer:                    # another SDS, from the first connection or
     uint64_t version                 # the newest map it has said it knows
     uint64_t heard_ns                # when it last granted us a lease, or we connected; 0: never
     uint64_t silent_told_ns
+    uint64_t behind_ns               # since when it asks with a map that is too old; 0: it does not
     Learner* learner                 # NULL: it has never learned from us
     Peer* next
 
@@ -154,12 +157,19 @@ cdef struct Chunk:
     bint unsynced                    # may differ from the other copy: does not serve until they agree
     bint doubtful                    # ours may lack something, since we have restarted and not compared it yet
     bint peer_doubtful               # the other SDS has said the same of its copy
+    bint untold                      # all of ours was sent to a secondary that was lost, and is answered to nobody yet
     uint8_t learn                    # LEARN_*
     uint64_t learn_serial            # which time it learns
     uint64_t learn_retry_ns          # it could not: not tried again before
     uint64_t hold_ns                 # not served before: an earlier member that left may still serve
     uint32_t open_epoch              # the primary has said that whoever left before this epoch serves no more
     uint64_t retry_ns                # unsynced: the agreement failed, not tried again before
+    uint32_t failures                # of its agreement, because of one side's disk
+    bint alone                       # the MDM is being asked to leave the secondary out: it stays unsynced until then
+    bint bad                         # a part of it cannot be read or written here: the other member is to go on alone
+    uint64_t known_since             # serial in Engine.op_ids: older entries are not of this copy
+    uint16_t told_by                 # the secondary that has told us some since we restarted
+    bint noted                       # there are or were entries of it: it is not forgotten
     Chunk* hash_next
     Op* ops                          # started or waiting, in order of arrival
 
@@ -169,6 +179,7 @@ cdef struct Op:
     int state
     uint32_t pending
     uint32_t status
+    uint32_t full                    # copies for which the host had no space after the operation had started
     uint32_t conn_id
     uint32_t slot_of_op              # its own position: replication's request id is made of it
     uint32_t serial
@@ -183,6 +194,7 @@ cdef struct Op:
     uint64_t seq
     uint16_t remote_id               # who has to confirm it: PENDING_REMOTE
     uint16_t learner_id              # PENDING_LEARNER, KIND_COPY
+    bint known                       # carried out before: it only has to be on the disks
     uint64_t bad                     # KIND_CHECK: own blocks that do not match their tags, by bit
     uint32_t outstanding             # frames not yet answered
     uint32_t repaired
@@ -222,13 +234,15 @@ cdef struct Sync:                    # the agreement of a pair, one chunk at a t
     uint64_t pulled
     uint64_t pushed
     bint failed                      # something of this chunk could not be read, sent or written
+    bint refused                     # by the other side's disk
+    bint own                         # by our own disk
     bint postponed                   # the chunk's intent is not durable yet
 
 cdef struct Counters:
     uint64_t read_ops, read_bytes, read_ns, write_ops, write_bytes, write_ns, replicate_ops, replicate_bytes
     uint64_t flush_ops, flush_ns, discard_ops, reads_inline, reads_pooled, checksum_errors, journal_commits, checkpoints
     uint64_t bad_frames, leases_lapsed, turn_max_ns
-    uint64_t resync_bytes, resync_chunks, resync_left
+    uint64_t resync_bytes, resync_chunks, resync_left, ops_known
     uint64_t blocks_repaired, blocks_unrepairable, scrub_chunks, scrub_bytes, scrub_errors, scrub_passes
     uint32_t clients, peers, queue_depth
 
@@ -281,9 +295,11 @@ cdef struct Engine:
     uint64_t alone_ns                # not alone before: we do not know whom we granted what before our start
     bint gated                       # operations wait for a gate to open
     bint strays                      # the map says of something here that it is not ours
+    bint lost                        # chunks here may be lost to a disk: looked for at each tick
     uint64_t miss_volume[4096]
     uint32_t miss_segment[4096]
     uint32_t miss_count
+    OpIds op_ids
     uint64_t reserved
     uint32_t unsynced_count
     uint64_t learn_serial
@@ -293,6 +309,7 @@ cdef struct Engine:
     uint32_t learn_volume            # the search for chunks that are to learn: place in the map's table
     uint32_t learn_chunk
     uint64_t learn_left              # found so far in this round
+    uint32_t learn_told              # chunks that wait for the MDM's word on their learner
     bint learn_single                # of chunks with one copy
     bint learn_all                   # this round takes chunks with two copies too
     uint32_t learn_rate_count

@@ -135,7 +135,8 @@ cdef void purge(Engine* e) noexcept nogil:
                     settle_purged(e, c)
                     agreed(e, c)
                     if c.slot != SLOT_NONE:
-                        error = -EBUSY if c.ops != NULL else device_slot_free(e.devices[c.device].d, c.slot)
+                        error = -EBUSY if c.ops != NULL else (
+                            0 if e.devices[c.device].d.failed else device_slot_free(e.devices[c.device].d, c.slot))
                         if error == 0:
                             c.slot = SLOT_NONE
                             c.generation = 0

@@ -245,6 +245,19 @@ class LeaveOut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Withdraw:
+    """``sds_id`` cannot keep its copies of ``chunks`` (volume, chunk): where ``peer`` is the other member it goes on
+    alone, where ``sds_id`` is ``peer``'s learner there is none any more. Refused when ``peer`` is not in
+    ``incarnation``: it may have restarted, and lack something, since the two of them agreed. Result: how many entries
+    changed."""
+
+    sds_id: int
+    peer: int
+    incarnation: int
+    chunks: frozenset[tuple[int, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class JoinLearners:
     """``learner`` has all of ``chunks`` (volume, chunk, epoch) and comes into their sets: beside the primary, or in
     place of the member that is to go. Entries of another epoch, primary or learner are skipped.
@@ -265,9 +278,9 @@ class SetLearners:
 
 @dataclass(frozen=True, kw_only=True)
 class ForceAlone:
-    """An operator accepts the loss of what only other copies have: the SDS, which is UP and a member, the learner or
-    the last one left out, becomes the only member of those chunks that no other member serves. Of all volumes or one;
-    of all its chunks or some. Result: how many entries changed."""
+    """An operator accepts the loss of what only other copies have: the SDS, which is UP and a member or the learner
+    (who is neither has given its copy back), becomes the only member of those chunks that no other member serves. Of
+    all volumes or one; of all its chunks or some. Result: how many entries changed."""
 
     sds_id: int
     volume_id: int | None = None
@@ -309,6 +322,7 @@ Command = (
     | SetSdsState
     | VolumePurged
     | LeaveOut
+    | Withdraw
     | JoinLearners
     | SetLearners
     | ForceAlone

@@ -57,6 +57,7 @@ class Control:
                 "sds.register": self._sds_register,
                 "sds.report": self._sds_report,
                 "sds.leave_out": self._sds_leave_out,
+                "sds.withdraw": self._sds_withdraw,
                 "sds.learned": self._sds_learned,
                 "map.volume": self._map_volume,
                 "map.segment": self._map_segment,
@@ -219,14 +220,32 @@ class Control:
             _log.warning("an SDS was left out", peer=str(session.peer), left=outcome.state.sds[peer].name, chunks=left)
         return {"left": left, "dead": peer in self._membership.dead, "version": self._manager.state.map_version}
 
+    async def _sds_withdraw(self, session: Session, params: Params) -> dict[str, Any]:
+        """The asker's disk cannot keep these chunks; the peer has them."""
+        asker, peer = self._serving(session), self._here(_whole(params, "peer"))
+        command = commands.Withdraw(
+            sds_id=asker,
+            peer=peer,
+            incarnation=_whole(params, "incarnation"),
+            chunks=frozenset(_chunks(params.get("chunks"), 2)),
+        )
+        outcome = await self._orchestrator.execute(command)
+        if outcome.result:
+            _log.warning("an SDS gave chunks up", peer=str(session.peer), chunks=outcome.result)
+        return {"left": outcome.result, "version": self._manager.state.map_version}
+
     async def _sds_learned(self, session: Session, params: Params) -> dict[str, Any]:
         asker, learner = self._serving(session), _whole(params, "learner")
-        runtime = self._membership.sds.get(learner)
-        if runtime is None or not runtime.serving:
-            raise ConflictError(f"SDS number {learner} is not here now")
+        self._here(learner)
         chunks = tuple(_chunks(params.get("chunks"), 3))
         outcome = await self._orchestrator.execute(commands.JoinLearners(primary=asker, learner=learner, chunks=chunks))
         return {"joined": outcome.result.entries, "version": self._manager.state.map_version}
+
+    def _here(self, sds_id: int) -> int:
+        runtime = self._membership.sds.get(sds_id)
+        if runtime is None or not runtime.serving:
+            raise ConflictError(f"SDS number {sds_id} is not here now")
+        return sds_id
 
     def _serving(self, session: Session) -> int:
         """The SDS of this session, if it is the newest one of it and the SDS has come with its devices."""

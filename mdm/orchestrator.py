@@ -83,6 +83,7 @@ class Orchestrator:
             commands.UnmapVolume: self._after_unmap,
             commands.UpdatePool: self._after_pool_update,
             commands.LeaveOut: self._after_map_change,
+            commands.Withdraw: self._after_map_change,
             commands.JoinLearners: self._after_join,
             commands.SetLearners: self._after_set_learners,
             commands.ForceAlone: self._after_map_change,
@@ -118,6 +119,8 @@ class Orchestrator:
                 return replace(command, thin_slots=membership.thin_slots(state))
             case commands.LeaveOut(except_chunks=except_chunks):
                 return replace(command, except_chunks=except_chunks | self.pushes.unsettled())
+            case commands.Withdraw(chunks=chunks):
+                return replace(command, chunks=chunks - self.pushes.unsettled())
         return command
 
     def _thin_use(self, pool_id: int) -> dict[str, Any]:

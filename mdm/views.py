@@ -210,6 +210,7 @@ class View:
                 "fault_set_id": None if fault_set is None else self.id_of(Kind.FAULT_SET, fault_set.fault_set_id),
                 "fault_set_name": None if fault_set is None else fault_set.name,
                 "state": sds.state,
+                "serving": runtime is not None and runtime.serving,
                 "removing": sds.removing,
                 "node": sds.node,
                 "ip": sds.ip,

@@ -557,7 +557,8 @@ def _await_sds(document: Document, nodes: Sequence[Document]) -> None:
         _check_running(document, [mdm, *nodes])
         with suppress(UnreachableError):
             for sds in client.get("/sds/list"):
-                if sds["name"] in waiting and sds["state"] == "UP":
+                # An MDM that has just started takes for UP what was so before.
+                if sds["name"] in waiting and sds["state"] == "UP" and sds["serving"]:
                     del waiting[sds["name"]]
                 elif sds["name"] in waiting and sds["failed_devices"]:
                     # It would wait for ever: without what the device held it must not serve.

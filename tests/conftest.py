@@ -16,9 +16,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.support.cli import CliResult, run_cli
+
+# How long an example takes is no property of what is tested: other work may have the machine.
+hypothesis.settings.register_profile(
+    "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy machine")
 
 LAYERS = ("unit", "golden", "property", "model", "integration", "api", "cli", "fuse", "package")
 

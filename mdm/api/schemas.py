@@ -283,6 +283,7 @@ class Sds(Named):
     fault_set_id: str | None
     fault_set_name: str | None
     state: Literal["UP", "DOWN", "DEGRADED"]
+    serving: bool  # has registered since this MDM started, with all its devices, and is connected
     removing: bool
     node: str
     ip: str | None

@@ -56,6 +56,7 @@ _HANDLERS: dict[type, Callable[[Draft, Any], Any]] = {
     commands.SetSdsState: nodes.set_sds_state,
     commands.VolumePurged: volumes.volume_purged,
     commands.LeaveOut: sets.leave_out,
+    commands.Withdraw: sets.withdraw,
     commands.JoinLearners: sets.join_learners,
     commands.SetLearners: sets.set_learners,
     commands.ForceAlone: sets.force_alone,

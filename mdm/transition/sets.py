@@ -66,6 +66,37 @@ def leave_out(draft: Draft, command: commands.LeaveOut) -> int:
     return _finish(draft, changed)
 
 
+def withdraw(draft: Draft, command: commands.Withdraw) -> int:
+    sds: Sds = draft.get(Kind.SDS, command.sds_id)
+    peer: Sds = draft.get(Kind.SDS, command.peer)
+    if peer.incarnation != command.incarnation:
+        raise ConflictError(f"SDS {peer.name} has restarted meanwhile")
+
+    def change(roles: Roles) -> Roles | None:
+        if {roles.primary, roles.secondary} == {sds.sds_id, peer.sds_id}:
+            return Roles(peer.sds_id, 0, roles.learner, sds.sds_id)
+        return roles._replace(learner=0) if (roles.primary, roles.learner) == (peer.sds_id, sds.sds_id) else None
+
+    changed = []
+    for volume_id, chunks in _by_volume(command.chunks).items():
+        if (volume := draft.table("volumes").get(volume_id)) is None:
+            continue
+        done = edit(draft.table("maps")[volume_id], chunks, lambda _, entry: change(entry.roles))
+        if done.entries:
+            draft.change_map(volume, done)
+            changed.append((volume, done))
+    lost = -sum(count for _, done in changed for holders, count in done.counts.items() if sds.sds_id in holders.members)
+    if lost:
+        draft.event(
+            EventType.CHUNKS_LEFT_OUT,
+            f"SDS {sds.name} cannot keep {lost} chunks: SDS {peer.name} serves them alone",
+            pd_id=sds.pd_id,
+            sds_id=sds.sds_id,
+            details={"chunks": lost, "alone": peer.name},
+        )
+    return _finish(draft, changed)
+
+
 def join_learners(draft: Draft, command: commands.JoinLearners) -> Joined:
     draft.get(Kind.SDS, command.primary)
     learner: Sds = draft.get(Kind.SDS, command.learner)
@@ -151,7 +182,7 @@ def force_alone(draft: Draft, command: commands.ForceAlone) -> int:
         others = [sds_id for sds_id in roles.holders.members if sds_id != sds.sds_id]
         if not others or not gone.issuperset(others):
             return None
-        return Roles(sds.sds_id, 0, others[0], others[0]) if sds.sds_id in roles else None
+        return Roles(sds.sds_id, 0, others[0], others[0]) if sds.sds_id in roles.holders.all else None
 
     rewriter = Rewriter(change)
     changed = []

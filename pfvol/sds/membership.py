@@ -1,4 +1,4 @@
-"""What this SDS asks the MDM about who is in the sets: leave a peer out, take a learner in.
+"""What this SDS asks the MDM about who is in the sets: leave a peer out, leave itself, take a learner in.
 
 Owns the procedure for a peer in trouble, one at a time per peer, and what the MDM has to be told until it has answered.
 Assumes one trio thread and that the engine does as ``datapath.target`` says; that requests about one peer are carried
@@ -90,6 +90,8 @@ class Membership:
         self._learned: dict[int, dict[Chunk, int]] = {}
         self._lost: dict[int, dict[Chunk, int]] = {}
         self._losses = 0
+        self._withdrawing: set[tuple[int, int]] = set()
+        self._kept: str | None = None  # why the MDM did not let us withdraw when it was asked last
         self._nursery: trio.Nursery | None = None
         self._log = get_logger("sds.membership")
 
@@ -184,6 +186,37 @@ class Membership:
             elif not sent:
                 return None
             await trio.sleep(ASK_AGAIN_SECONDS)
+
+    # -- disks that fail
+
+    def lost(self, chunks: Iterable[tuple[int, int, int, int]]) -> None:
+        """What this SDS cannot keep (volume, chunk, the other member, its incarnation). Said again while it lasts."""
+        assert self._nursery is not None
+        by_peer: dict[tuple[int, int], list[Chunk]] = {}
+        for volume_id, chunk, peer, incarnation in chunks:
+            by_peer.setdefault((peer, incarnation), []).append((volume_id, chunk))
+        for key in by_peer.keys() - self._withdrawing:
+            self._withdrawing.add(key)
+            self._nursery.start_soon(self._withdraw, *key, by_peer[key])
+
+    def copy_refused(self, sds_id: int, chunks: Iterable[Chunk]) -> None:
+        """The peer's disk keeps the copies from agreeing. Said again while it lasts."""
+        self.learner_lost(sds_id, chunks)
+
+    async def _withdraw(self, peer: int, incarnation: int, chunks: list[Chunk]) -> None:
+        for at in range(0, len(chunks), CHUNKS_PER_CALL_MAX):
+            batch = [list(chunk) for chunk in chunks[at : at + CHUNKS_PER_CALL_MAX]]
+            params = {"peer": peer, "incarnation": incarnation, "chunks": batch}
+            try:
+                await self._mdm.call("sds.withdraw", params, timeout=ASK_TIMEOUT_SECONDS)
+                self._kept = None
+            except Error as error:
+                if self._kept != error.message:
+                    self._kept = error.message
+                    self._log.warning("the MDM does not take back chunks", sds=peer, reason=error.message)
+                await trio.sleep(ASK_AGAIN_SECONDS)
+                break
+        self._withdrawing.discard((peer, incarnation))
 
     # -- learners
 

@@ -72,6 +72,8 @@ class Server:
             "learned": self._membership.learned,
             "learner_lost": self._membership.learner_lost,
             "peer_silent": self._membership.trouble,
+            "lost": self._membership.lost,
+            "copy_refused": self._membership.copy_refused,
             "client_closed": self._on_client_closed,
             "peer_closed": self._on_peer_closed,
             "peer_synced": self._on_peer_synced,

@@ -431,11 +431,12 @@ async def test_used_capacity_is_what_servers_report(api: Api) -> None:
     assert (await api.client.get("/pool/pool"))["used_capacity_bytes"] == 128 * 4096
     sds = await api.client.get("/sds/s1")
     assert sds["used_capacity_bytes"] == 3 * CHUNK_SIZE_BYTES
-    assert sds["failed_devices"] == [{"index": 4, "message": "gone"}]
+    assert (sds["failed_devices"], sds["serving"]) == ([{"index": 4, "message": "gone"}], True)
     # One that is gone still holds what it held: nothing becomes free by that.
     del api.membership.sds[1]
     assert (await api.client.get("/vol/v"))["used_capacity_bytes"] == 128 * 4096
-    assert (await api.client.get("/sds/s1"))["used_capacity_bytes"] == 3 * CHUNK_SIZE_BYTES
+    sds = await api.client.get("/sds/s1")
+    assert (sds["used_capacity_bytes"], sds["serving"]) == (3 * CHUNK_SIZE_BYTES, False)
 
 
 async def test_events(api: Api) -> None:

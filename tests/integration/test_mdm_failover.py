@@ -30,12 +30,12 @@ async def test_a_killed_sds_is_left_out_at_once_and_known_to_be_dead(tmp_path: P
         shared = chunks_of(entries, s1, s2) + chunks_of(entries, s2, s1)
         s2.session.close("killed")
         answer = await s1.leave_out(s2)
-        assert (answer["left"], answer["version"]) == (len(shared), 1)
-        await until(lambda: s1.version == 1, "s1 has the map")
+        assert (answer["left"], answer["version"]) == (len(shared), 2)
+        await until(lambda: s1.version == 2, "s1 has the map")
         assert sorted(chunks_of(s1.entries(volume_id), s1, None)) == sorted(shared)
-        await until(lambda: s3.version == 1, "the others have it")
+        await until(lambda: s3.version == 2, "the others have it")
         assert s3.entries(volume_id) == s1.entries(volume_id)
-        assert (await s1.leave_out(s2)) == {"left": 0, "dead": True, "version": 1}
+        assert (await s1.leave_out(s2)) == {"left": 0, "dead": True, "version": 2}
         await mdm.wait_state("s2", "DOWN")
         volume = await mdm.client.get("/vol/v")
         assert (volume["state"], volume["health"]) == ("DEGRADED", "DEGRADED")
@@ -139,6 +139,25 @@ async def test_chunks_that_are_excepted_or_named(tmp_path: Path) -> None:
         assert (await s1.leave_out(s2, as_secondary=False, chunks=names[:3]))["left"] == 1 + 2
 
 
+async def test_who_cannot_keep_its_copies_leaves_them_to_who_is_there(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (mdm, _made, (s1, s2, _s3)):
+        volume_id = await make_volume(mdm)
+        led = chunks_of(await s1.fetch(volume_id), s1, s2)
+        given = {"peer": s2.sds_id, "incarnation": s2.incarnation, "chunks": [[volume_id, chunk] for chunk in led]}
+        with pytest.raises(ConflictError):
+            await s1.session.call("sds.withdraw", given | {"incarnation": s2.incarnation + 1})
+        assert await s1.session.call("sds.withdraw", given) == {"left": len(led), "version": 2}
+        await s2.fetch(volume_id)
+        assert set(chunks_of(s2.entries(volume_id), s2, None)) == set(led)
+        for bad in ({"chunks": None}, {"incarnation": "x"}, {"peer": -1}):
+            with pytest.raises(InvalidError):
+                await s1.session.call("sds.withdraw", given | bad)
+        s2.session.close("killed")
+        await mdm.wait_state("s2", "DOWN")
+        with pytest.raises(ConflictError):
+            await s1.session.call("sds.withdraw", given)
+
+
 async def test_who_does_not_serve_changes_nothing(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (mdm, made, (s1, s2, s3)):
         await make_volume(mdm)
@@ -166,7 +185,7 @@ async def test_after_a_restart_of_the_mdm_who_has_not_come_does_not_answer_but_i
         s1 = await back(made, mdm, old1, incarnation=1)
         answer = await s1.leave_out(old2)
         shared = chunks_of(entries, s1, old2) + chunks_of(entries, old2, s1)
-        assert answer == {"left": len(shared), "dead": False, "version": 1}
+        assert answer == {"left": len(shared), "dead": False, "version": 2}
 
 
 async def test_when_the_last_copy_is_away_the_volume_says_for_whom_it_waits(tmp_path: Path) -> None:
@@ -213,7 +232,7 @@ async def degraded(mdm: Mdm, made: Nodes, s1: FakeSds, s2: FakeSds) -> tuple[int
     s2.session.close("killed")
     await mdm.wait_state("s2", "DOWN")
     await s1.leave_out(s2)
-    await until(lambda: s1.version == 1, "s1 has the map")
+    await until(lambda: s1.version == 2, "s1 has the map")
     again = await back(made, mdm, s2)
     return volume_id, chunks_of(await s1.fetch(volume_id), s1, None), again
 
@@ -221,14 +240,14 @@ async def degraded(mdm: Mdm, made: Nodes, s1: FakeSds, s2: FakeSds) -> tuple[int
 async def test_learners_join_and_all_is_well_again(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (mdm, made, (s1, s2, s3)):
         volume_id, alone, again = await degraded(mdm, made, s1, s2)
-        assert again.admission["map_version"] == 1
+        assert again.admission["map_version"] == 2
         entries = s1.entries(volume_id)
         whole = [[volume_id, chunk, entries[chunk][0]] for chunk in alone]
         stale = [[volume_id, alone[0], 1], [99, 0, 2]]
         assert (await s1.learned(again, stale))["joined"] == 0
-        assert await s1.learned(again, whole) == {"joined": len(whole), "version": 2}
+        assert await s1.learned(again, whole) == {"joined": len(whole), "version": 3}
         for sds in (s1, again, s3):
-            await until(lambda sds=sds: sds.version == 2, "everybody has the map")  # type: ignore[misc]
+            await until(lambda sds=sds: sds.version == 3, "everybody has the map")  # type: ignore[misc]
         assert chunks_of(s1.entries(volume_id), s1, None) == []
         assert (await mdm.client.get("/vol/v"))["health"] == "OK"
 

@@ -29,7 +29,7 @@ async def moving(mdm: Core, s1: FakeSds, s2: FakeSds, s3: FakeSds) -> tuple[int,
     volume_id = await make_volume(mdm)
     chunk = chunks_of(await s1.fetch(volume_id), s1, s2)[0]
     await mdm.run(SetLearners(choices={volume_id: [(chunk, 1, s3.sds_id or 0)]}))
-    await until(lambda: s1.version == s2.version == s3.version == 1, "everybody has the map")
+    await until(lambda: s1.version == s2.version == s3.version == 2, "everybody has the map")
     return volume_id, chunk
 
 
@@ -55,10 +55,10 @@ async def test_who_was_replaced_hears_of_it_first(tmp_path: Path) -> None:
 
         for sds in (s1, s2, s3):
             sds.answers["map.changed"] = slow(sds.name)
-        assert await s1.learned(s3, [[volume_id, chunk, 2]]) == {"joined": 1, "version": 2}
+        assert await s1.learned(s3, [[volume_id, chunk, 2]]) == {"joined": 1, "version": 3}
         await until(lambda: len(order) > 0, "one is told")
         gate.set()
-        await until(lambda: s1.version == s2.version == s3.version == 2, "everybody has the map")
+        await until(lambda: s1.version == s2.version == s3.version == 3, "everybody has the map")
         (entry,) = {sds.entries(volume_id)[chunk] for sds in (s1, s2, s3)}
         names = {sds.sds_id: sds.name for sds in (s1, s2, s3)}
         assert order[0] == names[entry[4]]
@@ -71,7 +71,7 @@ async def test_who_was_replaced_and_does_not_confirm_holds_the_others_up_only_br
             sds.answers["map.changed"] = never
         started = trio.current_time()
         await s1.learned(s3, [[volume_id, chunk, 2]])
-        await until(lambda: s3.version == 2, "the learner has the map")
+        await until(lambda: s3.version == 3, "the learner has the map")
         assert trio.current_time() - started < REPLACED_FIRST_SECONDS_MAX + 1
 
 
@@ -84,13 +84,13 @@ async def test_nobody_is_left_out_of_a_chunk_whose_move_nobody_has_confirmed(tmp
             sds.answers["map.changed"] = after(gate)
             sds.answers["ping"] = never
         await s1.learned(s3, [[volume_id, chunk, 2]])
-        await until(lambda: s3.version == 2, "the learner has the map")
+        await until(lambda: s3.version == 3, "the learner has the map")
         stays = s1 if s3.entries(volume_id)[chunk][1] == s1.sds_id else s2
         named = [[volume_id, chunk]]
         assert (await s3.leave_out(stays, chunks=named))["left"] == 0
         assert (await stays.leave_out(s3, chunks=named))["left"] == 0
         gate.set()
-        await until(lambda: s1.version == s2.version == 2, "they have confirmed")
+        await until(lambda: s1.version == s2.version == 3, "they have confirmed")
         assert (await s3.leave_out(stays, chunks=named))["left"] == 1
 
 
@@ -100,11 +100,11 @@ async def test_a_move_is_settled_too_when_a_member_has_registered_again_and_conf
         for sds in (s1, s2):
             sds.answers["map.changed"] = never
         await s1.learned(s3, [[volume_id, chunk, 2]])
-        await until(lambda: s3.version == 2, "the learner has the map")
+        await until(lambda: s3.version == 3, "the learner has the map")
         stays = s1 if s3.entries(volume_id)[chunk][1] == s1.sds_id else s2
         again = await back(made, mdm, stays)
-        assert again.admission["map_version"] == 2
-        assert await again.wait_told("map.changed") == [{"version": 2, "segments": []}]
+        assert again.admission["map_version"] == 3
+        assert await again.wait_told("map.changed") == [{"version": 3, "made": 3, "segments": []}]
 
         async def left_out() -> bool:
             return bool((await again.leave_out(s3, as_secondary=False))["left"])
@@ -123,9 +123,9 @@ async def test_changes_that_come_faster_than_they_are_confirmed_become_one(tmp_p
         for epoch in range(2, 12):
             learner = 0 if epoch % 2 == 0 else s3.sds_id
             await mdm.run(SetLearners(choices={volume_id: [(chunk, epoch, learner or 0)]}))
-        await until(lambda: s1.version == 11, "the others do not wait")
+        await until(lambda: s1.version == 12, "the others do not wait")
         gate.set()
-        await until(lambda: s3.version == 11, "it has the newest map")
+        await until(lambda: s3.version == 12, "it has the newest map")
         assert len(s3.told("map.changed")) == 1 + 2
         assert s3.entries(volume_id) == s1.entries(volume_id)
 
@@ -153,10 +153,10 @@ async def test_an_sds_that_registers_again_starts_from_its_answer(tmp_path: Path
         await until(lambda: mdm.state.sds[2].state == "DOWN", "it is DOWN")
         await mdm.run(SetLearners(choices={volume_id: [(chunk, 2, 0)]}))
         again = await back(made, mdm, s2)
-        assert again.admission["map_version"] == 2
+        assert again.admission["map_version"] == 3
         await mdm.run(SetLearners(choices={volume_id: [(chunk, 3, s3.sds_id or 0)]}))
         (params,) = await again.wait_told("map.changed")
-        assert (params["version"], len(params["segments"])) == (3, 1)
+        assert (params["version"], len(params["segments"])) == (4, 1)
 
 
 async def test_an_sdc_hears_which_segments_of_its_volumes_have_changed(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tests.support.sdspair import CLUSTER, SECRET, PlayedMdm, RunningSds, runnin
 from tests.support.waiting import poll_until_async
 
 VOLUME, OWNER, SECONDARY = 5, 7, 2
+FRESH = 2  # a chunk that was never written
 DATA = b"primary!" * 512
 
 
@@ -35,12 +36,12 @@ class PlayedSecondary:
                 return request
             await self.answer(request)
 
-    async def answer(self, request: Reply, status: int = wire.ST_OK, body: bytes = b"") -> None:
+    async def answer(self, request: Reply, status: int = wire.ST_OK, body: bytes = b"", flags: int = 0) -> None:
         kept = {
             key: request.header[key] for key in ("request_id", "volume_id", "chunk_index", "offset", "length", "op_id")
         }
         opcode = request.header["opcode"] | wire.OP_REPLY
-        await self.link.send(wire.pack_header(opcode, **kept, status=status, body_length=len(body)) + body)
+        await self.link.send(wire.pack_header(opcode, **kept, status=status, flags=flags, body_length=len(body)) + body)
 
     async def agree_on_nothing(self) -> None:
         """Neither side has anything that may differ: the pair is ready."""
@@ -60,12 +61,21 @@ async def accepted(listener: trio.SocketListener) -> AsyncIterator[PlayedSeconda
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[tuple[RunningSds, PlayedSecondary, DataClient]]:
-    """SDS 1, primary of the volume's chunk, which its played secondary holds too; a client that may write."""
-    mdm = PlayedMdm()
-    mdm.add_volume(VOLUME, 1)
+async def listener() -> AsyncIterator[trio.SocketListener]:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with listener, running_sds(tmp_path, 1, mdm) as one:
+    async with listener:
+        yield listener
+
+
+@pytest.fixture
+async def world(
+    tmp_path: Path, listener: trio.SocketListener
+) -> AsyncIterator[tuple[RunningSds, PlayedSecondary, DataClient]]:
+    """SDS 1, primary of the volume's chunks 0 and 2, of which its played secondary holds the first too; a client that
+    may write."""
+    mdm = PlayedMdm()
+    mdm.add_volume(VOLUME, 3)
+    async with running_sds(tmp_path, 1, mdm) as one:
         port = listener.socket.getsockname()[1]
         second = {"sds_id": SECONDARY, "data_address": ["127.0.0.1", port], "incarnation": 1, "up": True}
         one.server.set_peers([one.peer(), second])
@@ -76,10 +86,10 @@ async def world(tmp_path: Path) -> AsyncIterator[tuple[RunningSds, PlayedSeconda
             yield one, secondary, client
 
 
-async def send_write(client: DataClient, data: bytes = DATA, flags: int = 0) -> None:
-    body = client.body(VOLUME, 0, 0, data)
-    place = {"volume_id": VOLUME, "length": len(data), "epoch": 1, "flags": flags}
-    header = client.header(wire.OP_WRITE, body_length=len(body), **place)
+async def send_write(client: DataClient, data: bytes = DATA, chunk: int = 0, **fields: int) -> None:
+    body = client.body(VOLUME, chunk, 0, data)
+    place = {"volume_id": VOLUME, "chunk_index": chunk, "length": len(data), "epoch": 1}
+    header = client.header(wire.OP_WRITE, body_length=len(body), **place, **fields)
     await client.send(header + body)
 
 
@@ -179,6 +189,42 @@ async def test_a_write_that_waits_for_a_lost_copy_does_not_keep_its_volume(
     await poll_until_async(lambda: VOLUME in one.server.take_purged(), what="a purge of the volume")
     assert one.target.stats()["slots_free"] == free + 1
     assert (await client.receive()).status in (wire.ST_NO_VOLUME, wire.ST_NOT_READY)
+
+
+@pytest.mark.parametrize("got_it", [True, False], ids=["and has it", "and has nothing"])
+async def test_a_first_write_stays_only_if_the_copy_that_was_lost_has_it(
+    world: tuple[RunningSds, PlayedSecondary, DataClient], listener: trio.SocketListener, got_it: bool
+) -> None:
+    """It may have shown it. If it has nothing it may have no room, and the chunk must not wait for that."""
+    one, secondary, client = world
+    free = one.target.stats()["slots_free"]
+    operation = {"chunk": FRESH, "op_id": 1 << 32, "seq": 1}
+    await send_write(client, **operation)
+    sent = await secondary.next(wire.OP_REPLICATE)
+    await trio.aclose_forcefully(secondary.link.stream)
+    async with accepted(listener) as secondary:
+        await secondary.answer(await secondary.next(wire.OP_DIRTY))
+        await secondary.answer(await secondary.next(wire.OP_PING))
+        asked = await secondary.next(wire.OP_TAGS)
+        assert (await client.read(VOLUME, FRESH)).status == wire.ST_NOT_READY
+        if got_it:
+            check = struct.unpack("<I", sent.body[:4])[0]
+            theirs = [tags.never(VOLUME, FRESH, block) for block in range(1, 1024)]
+            written = tags.pack(check, sent.header["epoch"], sent.header["seq"])
+            await secondary.answer(asked, body=b"".join([written, *theirs]))
+        else:
+            await secondary.answer(asked, flags=wire.FLAG_ABSENT)
+        agreed = await secondary.next(wire.OP_PING)
+        assert (agreed.header["chunk_index"], agreed.header["flags"]) == (FRESH, wire.FLAG_RESYNC)
+        answered = await client.receive()
+        assert answered.status == (wire.ST_OK if got_it else wire.ST_NOT_READY)
+        assert (await client.read(VOLUME, FRESH)).payload == (DATA if got_it else bytes(len(DATA)))
+        assert one.target.stats()["slots_free"] == free - got_it
+        # Sent again it is the same operation, and known only if it was carried out.
+        await send_write(client, **operation)
+        if not got_it:
+            await secondary.answer(await secondary.next(wire.OP_REPLICATE), wire.ST_NO_SPACE)
+        assert (await client.receive()).status == (wire.ST_OK if got_it else wire.ST_NO_SPACE)
 
 
 @pytest.mark.parametrize("flags", [0, wire.FLAG_COMMIT], ids=["flushed later", "committed"])

@@ -283,13 +283,13 @@ async def test_a_full_learner_is_tried_again_and_holds_nobody_up(tmp_path: Path)
 
 
 async def test_chunks_that_were_never_written_cost_little(tmp_path: Path) -> None:
-    chunks = 16384  # 64 GiB
+    chunks = 8192  # 32 GiB
     async with running_engines(tmp_path, 2) as engines:
         engines.place(VOLUME, [(PRIMARY, 0, LEARNER)] * chunks)
         client = await engines[PRIMARY].client(VOLUME, OWNER)
-        began = time.monotonic()
+        began = time.process_time()
         await learned(engines, chunks)
-        assert time.monotonic() - began < 10
+        assert time.process_time() - began < 4
         assert engines[PRIMARY].target.stats()["resync_bytes"] == 0
         await engines.write(client, VOLUME, b"x" * BLOCK, chunks - 1)
         await engines.equal(VOLUME, chunks - 1, PRIMARY, LEARNER)
@@ -434,6 +434,25 @@ async def test_a_third_learns_from_a_pair_that_goes_on(tmp_path: Path) -> None:
         )
 
 
+async def test_what_the_page_cache_has_not_is_read_from_the_disk(tmp_path: Path) -> None:
+    chunks = 4
+    async with running_engines(tmp_path, 2) as engines:
+        engines.place(VOLUME, [(PRIMARY, 0, 0)] * chunks)
+        client = await engines[PRIMARY].client(VOLUME, OWNER)
+        for chunk in range(chunks):
+            await filled(engines, client, chunk)
+        for path in engines[PRIMARY].paths:
+            with (path / "blocks").open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        engines.change_all(VOLUME, dict.fromkeys(range(chunks), (PRIMARY, 0, LEARNER)))
+        await learned(engines, chunks)
+        for chunk in range(chunks):
+            join(engines, chunk)
+            await engines.equal(VOLUME, chunk, PRIMARY, LEARNER)
+        print("read by pool threads:", engines[PRIMARY].target.stats()["reads_pooled"])
+
+
 class PlayedSecondary:
     """An SDS, by hand, that confirms no write: it is asked on the connection that SDS 1 has made."""
 
@@ -442,6 +461,7 @@ class PlayedSecondary:
         engines[PRIMARY].target.add_peer(theirs.detach(), sds_id, 1, outgoing=True)
         self.link = DataClient(trio.SocketStream(trio.socket.from_stdlib_socket(ours)), sds_id, 1)
         self.writes: list[Reply] = []
+        self._sending = trio.Lock()
 
     async def run(self) -> None:
         with contextlib.suppress(ClosedError, trio.ClosedResourceError):
@@ -455,7 +475,8 @@ class PlayedSecondary:
     async def answer(self, request: Reply, status: int = wire.ST_OK) -> None:
         names = ("request_id", "volume_id", "chunk_index", "offset", "length", "op_id", "seq")
         kept = {name: request.header[name] for name in names}
-        await self.link.send(wire.pack_header(request.header["opcode"] | wire.OP_REPLY, **kept, status=status))
+        async with self._sending:
+            await self.link.send(wire.pack_header(request.header["opcode"] | wire.OP_REPLY, **kept, status=status))
 
 
 @pytest.mark.parametrize("then", ["silent", "confirmed", "refused", "lost"])

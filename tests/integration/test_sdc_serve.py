@@ -155,8 +155,10 @@ async def test_while_an_sds_is_away_the_map_of_what_it_serves_is_asked_for_again
         before, connections = it.mdm.count("map.segment"), len(it.clients)
         address, it.mdm.peers[0]["data_address"] = it.mdm.peers[0]["data_address"], None
         await it.mdm.tell("peers", peers=it.mdm.peers)
+        await it.mdm.tell("map.changed", volume_id=1, segments=[0])
+        await poll_until_async(lambda: value(it.mdm.count("map.segment") > before), what="what was told before heard")
         it.sds[1].reset()
-        await poll_until_async(lambda: value(it.mdm.count("map.segment") >= before + 3), what="the map asked for")
+        await poll_until_async(lambda: value(it.mdm.count("map.segment") >= before + 4), what="the map asked for")
         it.mdm.peers[0]["data_address"] = address
         await it.mdm.tell("peers", peers=it.mdm.peers)
         await poll_until_async(lambda: value(len(it.clients) > connections), what="the SDS connected again")

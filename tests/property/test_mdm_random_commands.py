@@ -38,6 +38,7 @@ from mdm.commands import (
     UnmapVolume,
     UpdatePool,
     VolumePurged,
+    Withdraw,
 )
 from mdm.health import down
 from mdm.model import State
@@ -221,6 +222,12 @@ class Commands(RuleBasedStateMachine):
         given: dict[str, Any] = {"chunks" if named else "except_chunks": frozenset(chunks)}
         self.run(LeaveOut(keeper=keeper, left=left, as_primary=True, as_secondary=True, **given))
 
+    @rule(sds=numbers, peer=numbers, chunks=some_chunks, stale=st.booleans())
+    def withdraw(self, sds: int, peer: int, chunks: set[tuple[int, int]], stale: bool) -> None:
+        server = self.state.sds.get(peer)
+        incarnation = (0 if server is None else server.incarnation) + stale
+        self.run(Withdraw(sds_id=sds, peer=peer, incarnation=incarnation, chunks=frozenset(chunks)))
+
     @rule(chunks=some_chunks, sds=st.integers(0, 5), stale=st.booleans())
     def set_learners(self, chunks: set[tuple[int, int]], sds: int, stale: bool) -> None:
         choices: dict[int, list[tuple[int, int, int]]] = {}
@@ -267,7 +274,7 @@ class Commands(RuleBasedStateMachine):
             assert encode(decode(type(sds), encode(sds))) == encode(sds)
 
 
-Commands.TestCase.settings = settings(max_examples=50, stateful_step_count=60, deadline=None)
+Commands.TestCase.settings = settings(max_examples=50, stateful_step_count=60)
 TestCommands = Commands.TestCase
 
 
@@ -288,7 +295,7 @@ def clusters(draw: st.DrawFn) -> tuple[int, list[Candidate]]:
     return wanted, candidates
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(clusters(), st.integers(0, 5000), st.integers(0, 2**40))
 def test_a_placement_is_found_exactly_when_there_is_one(
     cluster: tuple[int, list[Candidate]], first_chunk: int, seed: int

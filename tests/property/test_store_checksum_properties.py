@@ -10,7 +10,7 @@ reference = crcmod.predefined.mkCrcFun("crc-32c")
 u32, u64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=300), st.integers(0, 40), st.integers(0, 15), st.data())
 def test_any_cut_gives_the_same(seed, repeat, shift, data):
     whole = memoryview(bytes(shift) + seed * (repeat + 1))[shift:]

@@ -216,6 +216,10 @@ class Engines:
         reply = await self._asked(lambda epoch: client.read(volume_id, chunk, offset, length, epoch), volume_id, chunk)
         return reply.payload
 
+    async def flush(self, client: DataClient, volume_id: int, status: int = wire.ST_OK) -> None:
+        """Asks once; ``status`` is the answer that is due."""
+        assert (await client.request(wire.OP_FLUSH, volume_id=volume_id)).status == status
+
     async def _asked(self, ask: Any, volume_id: int, chunk: int) -> Reply:
         async def answer() -> Reply | None:
             reply: Reply = await ask(self.epoch(volume_id, chunk))
@@ -227,7 +231,7 @@ class Engines:
         return reply
 
     async def equal(self, volume_id: int, chunk: int, *sds_ids: int) -> list[bytes]:
-        """Asserts that the copies have the same tags, and bytes that match them. Returns the tags (none: no slot)."""
+        """Asserts that the copies have the same tags, and bytes that match them; these tags, none without slots."""
         copies = [await self.engines[sds_id].verify(volume_id, chunk) for sds_id in sds_ids]
         for copy in copies:
             assert not any(copy.bad), "a block does not match its tag"

@@ -166,10 +166,10 @@ def test_nothing_fits_on_fewer_than_two_sdss() -> None:
 
 @pytest.mark.parametrize("count", [3, 30])
 def test_one_tebibyte_is_placed_fast(count: int) -> None:
-    """Measured 15 to 20 ms; the bound leaves room for a busy machine."""
-    started = time.perf_counter()
+    """Measured 15 to 20 ms."""
+    started = time.process_time()
     found = placed(TIB_CHUNKS, [candidate(sds_id, fault_set=sds_id % 3) for sds_id in range(1, count + 1)])
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
     copies = copies_of(found)
     assert max(copies.values()) - min(copies.values()) <= 1
 

@@ -146,7 +146,7 @@ class Cluster:
     room=st.dictionaries(st.integers(1, 5), st.integers(0, 3), max_size=5),
     sets=st.lists(st.integers(0, 2), min_size=6, max_size=6),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_matching_places_all_that_can_be_and_avoids_what_it_can(
     demands: dict[int, int], room: dict[int, int], sets: list[int]
 ) -> None:
@@ -205,7 +205,7 @@ def test_scenario_b_has_two_copies_again_with_no_slot_left() -> None:
     pairs=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=8),
     lost=st.integers(1, 5),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_a_solution_is_found_exactly_when_there_is_one(
     slots: list[int], pairs: list[tuple[int, int]], lost: int
 ) -> None:

@@ -43,7 +43,7 @@ def without_2(found: Roles) -> Roles | None:
     return Roles(1, 0, 2, 2) if 2 in found.holders.members else None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(entries, st.sets(st.integers(0, 45)), st.booleans())
 def test_a_bulk_rewrite_is_the_rewrite_of_each_entry(
     rows: list[tuple[int, Roles]], kept: set[int], singly: bool

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mdm import health
-from mdm.commands import DeleteVolume, ForceAlone, JoinLearners, LeaveOut, SetLearners, SetSdsState
+from mdm.commands import DeleteVolume, ForceAlone, JoinLearners, LeaveOut, SetLearners, SetSdsState, Withdraw
 from mdm.events import EventType
 from mdm.model import Health, Joined
 from mdm.segments import Entry, Roles, entry_of
@@ -66,12 +66,12 @@ def test_who_leads_goes_on_alone_and_who_does_not_takes_over() -> None:
     assert leave(world, 1, 2) == len(led) + len(followed)
     assert {entry(world, chunk) for chunk in led + followed} == {(2, (1, 0, 2, 2))}
     assert {entry(world, chunk).epoch for chunk in others} == {1}
-    assert world.state.map_version == 1
+    assert world.state.map_version == 2
     assert health_of(world) is Health.DEGRADED
     assert world.types().count(EventType.CHUNKS_LEFT_OUT) == 1
     assert EventType.VOLUME_STATE_CHANGE in world.types()
     assert leave(world, 2, 1) == 0, "who was left out itself can change nothing"
-    assert world.state.map_version == 1
+    assert world.state.map_version == 2
 
 
 @pytest.mark.parametrize(("as_primary", "as_secondary"), [(True, False), (False, True), (False, False)])
@@ -239,6 +239,45 @@ def test_a_member_is_never_its_own_learner_nor_an_sds_of_another_domain() -> Non
         assert learn(world, chunk, sds_id) == 0
 
 
+# -- withdrawn
+
+
+def withdraw(world: World, sds_id: int, peer: int, chunks: list[int], incarnation: int | None = None) -> int:
+    known = world.state.sds[peer].incarnation if incarnation is None else incarnation
+    named = frozenset((1, chunk) for chunk in chunks)
+    return int(world.run(Withdraw(sds_id=sds_id, peer=peer, incarnation=known, chunks=named)))
+
+
+def test_who_cannot_keep_its_copies_leaves_them_to_the_other_member() -> None:
+    world = make()
+    led, followed, strange = where(world, pair(1, 2)), where(world, pair(2, 1)), where(world, lambda r: 1 not in r)
+    learn(world, led[0], 3)
+    assert withdraw(world, 1, 2, [led[0], led[1], followed[0], strange[0], CHUNKS + 1]) == 3
+    assert entry(world, led[0]).roles == (2, 0, 3, 1), "who was learning learns on"
+    assert [entry(world, chunk) for chunk in (led[1], followed[0])] == [(2, (2, 0, 0, 1))] * 2
+    assert entry(world, led[2]).roles == (1, 2, 0, 0)
+    assert health_of(world) is Health.DEGRADED
+    assert world.types().count(EventType.CHUNKS_LEFT_OUT) == 1
+    assert withdraw(world, 1, 2, [led[1]]) == 0, "it has left already"
+    assert withdraw(world, 2, 1, [led[1], followed[0]]) == 0, "who is alone stays"
+
+
+def test_a_learner_that_cannot_keep_its_copies_is_none_any_more() -> None:
+    world = make()
+    chunk = where(world, pair(1, 2))[0]
+    leave(world, 1, 2)
+    assert withdraw(world, 2, 1, [chunk]) == 1
+    assert entry(world, chunk).roles == (1, 0, 0, 2)
+
+
+def test_nobody_hands_its_copies_to_one_that_has_restarted() -> None:
+    world = make()
+    led = where(world, pair(1, 2))
+    with pytest.raises(ConflictError):
+        withdraw(world, 1, 2, led, incarnation=world.state.sds[2].incarnation + 1)
+    assert where(world, pair(1, 2)) == led
+
+
 # -- forced
 
 
@@ -266,6 +305,14 @@ def test_a_member_is_forced_to_go_on_without_the_other_that_is_down() -> None:
     assert world.run(ForceAlone(sds_id=2, volume_id=1)) > 0
     assert entry(world, chunk).roles == (2, 0, 1, 1)
     assert world.run(ForceAlone(sds_id=2, volume_id=1)) == 0
+
+
+def test_who_gave_its_copy_back_cannot_be_forced_to_serve_it() -> None:
+    world = make()
+    chunk = where(world, pair(1, 2))[0]
+    withdraw(world, 1, 2, [chunk])
+    world.run(SetSdsState(sds_id=2, state="DOWN"))
+    assert world.run(ForceAlone(sds_id=1, volume_id=1, chunks=frozenset({chunk}))) == 0
 
 
 def test_what_cannot_be_forced() -> None:

@@ -299,9 +299,9 @@ def test_deleting_a_degraded_volume_heals_its_pool() -> None:
 def test_a_large_volume_shares_its_equal_segments() -> None:
     """1 TiB in 256 segments: created in well under half a second (measured 15 ms) and few of them different."""
     world, _, pool_id = small_world()
-    started = time.perf_counter()
+    started = time.process_time()
     done = apply(world.state, CreateVolume(pool_id=pool_id, name="large", size_bytes=TIB), START)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
     segments = done.state.maps[done.result]
     assert len(segments) == 256
     assert len({id(segment) for segment in segments}) < 100

@@ -59,7 +59,7 @@ def test_status_that_has_a_write_sent_again_under_the_same_operation_id(status: 
         r.write(0, b"x" * BLOCK)
         sent = [h for h in r.sds[1].seen if h["opcode"] == wire.OP_WRITE]
         assert len(sent) == 4
-        assert len({h["op_id"] for h in sent}) == 1
+        assert len({(h["op_id"], h["seq"]) for h in sent}) == 1
         assert len({h["request_id"] for h in sent}) == 1
         assert r.engine.stats()["resent"] == 3
 
@@ -69,6 +69,27 @@ def test_status_that_never_gets_better_ends_the_write(status: int) -> None:
     with rig() as r:
         once(r, wire.OP_WRITE, status, 1, times=1000)
         assert r.do("write", 0, data=b"x")[0] == (errno.EIO if status == wire.ST_PAYLOAD else errno.EFBIG)
+
+
+def test_refusals_that_pass_do_not_use_up_the_tries_that_an_extend_has() -> None:
+    with rig(deadline=20) as r:
+        answers = [wire.ST_RANGE] * 2 + [wire.ST_NOT_READY] * 20
+        r.sds[1].rule = lambda header, body: answers.pop() if header["opcode"] == wire.OP_WRITE and answers else None
+        r.write(0, b"x")
+        assert not answers
+
+
+def test_part_that_backs_off_goes_to_the_new_primary_at_once() -> None:
+    with rig() as r:
+        r.write(0, b"a")
+        once(r, wire.OP_WRITE, wire.ST_NOT_READY, 1, times=1000)
+        token = r.start("write", 0, data=b"b")
+        r.until(lambda: r.sds[1].count(wire.OP_WRITE) >= 7)  # from here on it waits 100 ms each time
+        refused = r.sds[1].count(wire.OP_WRITE)
+        r.engine.set_segment(VOLUME, 0, segment((2, 2, 0)))
+        assert r.finish(token)[0] == 0
+        assert r.sds[1].count(wire.OP_WRITE) <= refused + 1
+        assert r.sds[2].count(wire.OP_WRITE) == 1
 
 
 @pytest.mark.parametrize("status", [wire.ST_STALE_MAP, wire.ST_NOT_MEMBER])
@@ -288,8 +309,33 @@ def test_new_map_moves_what_is_in_flight_at_a_frozen_primary_to_the_new_one() ->
         assert r.finish(token)[0] == 0
         (moved,) = [h for h in r.sds[2].seen if h["opcode"] == wire.OP_WRITE]
         assert moved["op_id"] == r.sds[1].seen[-1]["op_id"]
+        assert moved["seq"] == r.sds[1].seen[-1]["seq"]
         assert moved["epoch"] == 2
         assert r.engine.stats()["in_flight"] == 0
+
+
+def test_no_two_unfinished_operations_have_one_place() -> None:
+    """An SDS remembers one operation for each, until the next one has it."""
+    with rig() as r:
+        for number in range(5):
+            r.write(number * BLOCK, b"1" * BLOCK)
+        finished = r.sds[1].count(wire.OP_WRITE)
+        for sds in (1, 2):
+            once(r, wire.OP_WRITE, Silent, sds, times=1000)
+
+        def sent(sds: int) -> list[dict[str, int]]:
+            return [h for h in r.sds[sds].seen if h["opcode"] == wire.OP_WRITE]
+
+        for number in range(20):
+            r.start("write", number * BLOCK, data=b"2" * BLOCK)
+        r.until(lambda: len(sent(1)) == finished + 20)
+        r.engine.set_segment(VOLUME, 0, segment((2, 2, 0)))
+        for number in range(20, 40):
+            r.start("write", number * BLOCK, data=b"2" * BLOCK)
+        r.until(lambda: len(sent(2)) == 40)
+        places = {(h["op_id"], h["seq"]) for h in sent(1)[finished:] + sent(2)}
+        assert len(places) == len({op_id for op_id, _ in places}) == len({place for _, place in places}) == 40
+        assert all(place > 0 and op_id >> 42 == sent(1)[0]["incarnation"] for op_id, place in places)
 
 
 def test_late_answer_of_the_old_primary_is_dropped_and_the_connection_stays() -> None:
@@ -311,6 +357,21 @@ def test_late_answer_of_the_old_primary_is_dropped_and_the_connection_stays() ->
         gate.set()
         r.until(lambda: r.engine.stats()["sds"][1]["in_flight"] == 0)
         assert not r.seen("sds_closed")
+
+
+def test_connection_that_replaces_one_is_used_and_none_is_asked_for() -> None:
+    with rig() as r:
+        r.write(0, b"1")
+        r.until(lambda: all(s["connected"] for s in r.engine.stats()["sds"].values()))
+        asked = len(r.seen("sds_needed"))
+        once(r, wire.OP_WRITE, Silent, 1)
+        token = r.start("write", 0, data=b"2")
+        r.until(lambda: r.sds[1].count(wire.OP_WRITE) == 2)
+        r.connect(1)
+        assert r.finish(token)[0] == 0
+        assert len(r.seen("sds_needed")) == asked
+        assert not r.seen("sds_closed")
+        assert r.sds[1].connections == 2
 
 
 def test_removed_sds_is_closed_without_an_event_and_wanted_again_by_io() -> None:

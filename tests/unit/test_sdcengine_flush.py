@@ -4,6 +4,7 @@ lost."""
 from __future__ import annotations
 
 import errno
+import time
 from typing import Any
 
 import pytest
@@ -310,3 +311,182 @@ def test_expectation_is_of_one_volume() -> None:
         assert r.finish(0) == (0, b"")
         dirty(r)
         assert commits(r)[4:] == [False, True]
+
+
+# -- servers that leave a set, come back, or hang
+
+
+def told(r: Rig, *entry: int) -> None:
+    """The map has changed, and the engine has taken it."""
+    r.map = segment((entry[0], entry[1], entry[2]))
+    r.engine.set_segment(VOLUME, 0, r.map)
+
+
+def gone(r: Rig, sds_id: int) -> None:
+    """The SDS's process is not there, and does not come back until it is connected."""
+    r.reconnect = False
+    closed = len(r.seen("sds_closed"))
+    r.sds[sds_id].reset()
+    r.until(lambda: len(r.seen("sds_closed")) > closed)
+
+
+def test_flush_of_a_server_that_hangs_ends_when_its_peer_vouches() -> None:
+    with rig(deadline=20) as r:
+        dirty(r)
+        r.sds[1].rule = only(wire.OP_FLUSH, Silent)
+        started = time.monotonic()
+        assert r.do("flush")[0] == 0
+        assert 0.9 <= time.monotonic() - started < 5
+        assert r.engine.stats()["sds"][1]["in_flight"] == 1, "its answer is still known when it comes"
+        assert not r.seen("sds_closed")
+
+
+def test_flush_of_the_only_server_that_hangs_is_waited_for() -> None:
+    with rig(deadline=1.6) as r:
+        r.map = segment((1, 1, 0))
+        dirty(r)
+        r.sds[1].rule = only(wire.OP_FLUSH, Silent, 1)
+        assert r.do("flush")[0] == errno.EIO
+        assert r.do("flush")[0] == 0
+
+
+def test_flush_of_a_server_that_hangs_and_is_out_of_the_set_does_not_wait_a_second() -> None:
+    with rig(deadline=20) as r:
+        dirty(r)
+        told(r, 2, 2, 0)
+        r.sds[1].rule = only(wire.OP_FLUSH, Silent)
+        started = time.monotonic()
+        assert r.do("flush")[0] == 0
+        assert time.monotonic() - started < 0.9
+
+
+def test_late_answer_to_a_flush_that_was_spared_is_dropped_and_the_connection_stays() -> None:
+    with rig(deadline=20) as r:
+        dirty(r)
+        held: list[dict[str, Any]] = []
+
+        def hold(header: dict[str, Any], body: bytes) -> Any:
+            if header["opcode"] == wire.OP_FLUSH:
+                held.append(header)
+                return Silent
+            return None
+
+        r.sds[1].rule = hold
+        assert r.do("flush")[0] == 0
+        r.sds[1]._socket.sendall(r.sds[1].reply(held[0]))  # type: ignore[union-attr]
+        r.until(lambda: r.engine.stats()["sds"][1]["in_flight"] == 0)
+        assert not r.seen("sds_closed")
+
+
+def test_server_that_was_out_of_the_set_does_not_vouch_for_one_that_has_lost_its_memory() -> None:
+    """2 was left out, 1 went on alone and lost its memory: what 2 still has will be replaced by what 1 has."""
+    for back in (False, True):
+        with rig() as r:
+            dirty(r)
+            told(r, 2, 1, 0)
+            if back:
+                told(r, 3, 1, 2)
+            power_cycle(r, 1)
+            assert r.do("flush")[0] == errno.EIO, f"2 came back: {back}"
+
+
+def test_change_of_the_map_that_was_missed_counts_as_having_been_out() -> None:
+    with rig() as r:
+        dirty(r)
+        told(r, 3, 1, 2)
+        power_cycle(r, 1)
+        assert r.do("flush")[0] == errno.EIO
+
+
+def test_server_that_stayed_vouches_though_the_other_lost_its_memory() -> None:
+    with rig() as r:
+        dirty(r)
+        told(r, 2, 2, 0)
+        power_cycle(r, 1)
+        assert r.do("flush")[0] == 0
+
+
+def test_learner_given_or_taken_away_changes_nobodys_word() -> None:
+    with rig() as r:
+        dirty(r)
+        told(r, 2, 1, 2)
+        power_cycle(r, 1)
+        assert r.do("flush")[0] == 0
+
+
+def test_write_sent_before_a_server_left_is_not_vouched_for_by_it() -> None:
+    """Sent to {1, 2}, acknowledged by 1 when 2 was out already."""
+    with rig() as r:
+        r.connect(1)
+        r.connect(2)
+        held: list[dict[str, Any]] = []
+
+        def hold(header: dict[str, Any], body: bytes) -> Any:
+            if header["opcode"] != wire.OP_WRITE or held:
+                return None
+            held.append(header)
+            return Silent
+
+        r.sds[1].rule = hold
+        token = r.start("write", 0, data=b"w" * BLOCK)
+        r.until(lambda: held)
+        told(r, 2, 1, 0)
+        r.do("seek_data")  # the map has been taken when this is answered
+        r.sds[1]._socket.sendall(r.sds[1].reply(held[0]))  # type: ignore[union-attr]
+        assert r.finish(token)[0] == 0
+        power_cycle(r, 1)
+        assert r.do("flush")[0] == errno.EIO
+
+
+def test_processes_that_die_one_after_the_other_cost_no_flush() -> None:
+    """Nobody's memory was lost, though each has been out of the set."""
+    with rig(deadline=20) as r:
+        dirty(r)
+        told(r, 2, 1, 0)
+        r.sds[2].reset()
+        r.until(lambda: r.sds[2].connections == 2)
+        r.write(BLOCK, b"alone")
+        told(r, 3, 1, 2)
+        told(r, 4, 2, 0)
+        r.sds[1].reset()
+        r.until(lambda: r.sds[1].connections == 2)
+        assert r.do("flush")[0] == 0
+        assert all(flushes(r).values())
+
+
+def test_server_that_joins_is_flushed_too() -> None:
+    """It has in its memory what it learned: if it is alone one day, that must be on its disks."""
+    with rig() as r:
+        r.map = segment((1, 1, 0))
+        dirty(r)
+        told(r, 2, 1, 2)
+        assert r.do("flush")[0] == 0
+        assert flushes(r) == {1: 1, 2: 1}
+
+
+def test_engine_flushes_by_itself_when_the_sets_have_changed() -> None:
+    """So that the word of a server that goes later, for good, is not needed any more."""
+    with rig(deadline=20) as r:
+        r.map = segment((1, 1, 0))
+        dirty(r)
+        told(r, 2, 1, 2)
+        r.until(lambda: flushes(r) == {1: 1, 2: 1})
+        r.until(lambda: r.engine.stats()["sds"][1]["in_flight"] == 0)
+        assert r.engine.stats()["volumes"][VOLUME]["flush_ops"] == 0
+        gone(r, 1)
+        told(r, 3, 2, 0)
+        assert r.do("flush")[0] == 0
+        assert flushes(r) == {1: 1, 2: 1}, "nothing was dirty any more"
+
+
+def test_loss_that_the_engine_finds_by_itself_is_told_to_the_next_flush() -> None:
+    with rig() as r:
+        dirty(r)
+        power_cycle(r, 1)
+        power_cycle(r, 2)
+        told(r, 2, 1, 0)
+        r.until(lambda: r.sds[1].count(wire.OP_FLUSH))
+        r.until(lambda: r.engine.stats()["sds"][1]["in_flight"] == 0)
+        assert not r.seen("io_error")
+        assert r.do("flush")[0] == errno.EIO
+        assert r.do("flush")[0] == 0

@@ -15,7 +15,7 @@ from datapath.volumemap import Map
 ENTRY = struct.Struct("<IHHHH")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 400)), max_size=600))
 def test_map_holds_what_was_added_and_not_removed(steps: list[tuple[bool, int]]) -> None:
     table, expected = Map(), set()
@@ -85,7 +85,7 @@ def test_histogram_quantiles_come_from_the_counts() -> None:
         histogram.upper_bound_ns(448)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     rate=st.integers(1, 5_000_000_000),
     costs=st.lists(st.integers(1, 2_000_000), min_size=1, max_size=60),

@@ -400,6 +400,41 @@ async def test_a_learner_that_is_lost_is_taken_out_until_it_is_answered(autojump
         assert it.done == []
 
 
+async def test_what_a_disk_cannot_keep_is_given_over_to_each_peer(autojump_clock: trio.testing.MockClock) -> None:
+    async with world() as it:
+        it.answers = [{"left": 1, "version": 4}] * 2
+        it.gate = trio.Event()
+        for _ in range(5):  # the engine says it again until the map has changed
+            it.membership.lost([(*CHUNK, PEER, INCARNATION), (*OTHER, PEER, INCARNATION), (*CHUNK, 3, 8)])
+            await trio.sleep(0.2)
+        it.gate.set()
+        await trio.sleep(1)
+        asked = {"peer": PEER, "incarnation": INCARNATION, "chunks": [[9, 0], [9, 1]]}
+        assert it.asked == [
+            ("sds.withdraw", asked),
+            ("sds.withdraw", {"peer": 3, "incarnation": 8, "chunks": [[9, 0]]}),
+        ]
+
+
+async def test_the_mdm_is_asked_again_to_take_chunks_back(autojump_clock: trio.testing.MockClock) -> None:
+    async with world() as it:
+        it.answers = [UnreachableError("gone"), ConflictError("restarted"), {"left": 1, "version": 4}]
+        with capture_logs() as lines:
+            for _ in range(7):
+                it.membership.lost([(*CHUNK, PEER, INCARNATION)])
+                await trio.sleep(0.2)
+        assert len(it.asked) == 3
+        assert [line["reason"] for line in lines] == ["gone", "restarted"]
+
+
+async def test_a_peer_whose_disk_refuses_is_left_out_of_those_chunks(autojump_clock: trio.testing.MockClock) -> None:
+    async with world() as it:
+        it.answers = [answer(left=1)]
+        it.membership.copy_refused(PEER, [CHUNK])
+        await trio.sleep(1)
+        assert it.asked == [("sds.leave_out", ASKED | {"chunks": [[9, 0]]})]
+
+
 async def test_a_chunk_that_is_lost_again_while_the_mdm_answers_is_told_again(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

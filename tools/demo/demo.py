@@ -1,4 +1,5 @@
-"""The demonstration: the embedded cluster in a directory of its own, a mount, data in and out, and nothing left behind.
+"""The demonstration: the embedded cluster in a directory of its own, a mount, data in and out, a server killed under
+load and brought back, and nothing left behind.
 
 Each step prints the command that it runs, so that what is seen can be typed. It stops at the first thing that is not
 as it must be, cleans up, and ends with a failure.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -15,10 +17,19 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+
+from pfvol import localcluster
+from pfvol.errors import Error
+from tools.demo.writers import Writers
 
 MIB = 1024**2
 DATA_MIB = 200
 FIO_TIMEOUT_SECONDS = 90
+VICTIM = "sds2"
+WRITERS_OFFSET = 640 * MIB
+BEFORE_SECONDS, ALONE_SECONDS = 2.0, 4.0
+HEALTH_SECONDS = 60.0
 PFVOL = [sys.executable, "-m", "pfvol.cli"]
 
 
@@ -51,6 +62,21 @@ class Demo:
         if done.returncode:
             raise DemoError(f"pfvol {words[0]} ended with {done.returncode}")
 
+    def health(self) -> Any:
+        """``system status``, not shown."""
+        argv = [*PFVOL, "--data-dir", str(self.data_dir), "--json", "system", "status"]
+        done = subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=60)
+        if done.returncode:
+            raise DemoError(f"pfvol system status ended with {done.returncode}")
+        return json.loads(done.stdout)["health"]
+
+    def await_health(self, *wanted: str) -> None:
+        limit = time.monotonic() + HEALTH_SECONDS
+        while (found := self.health()) not in wanted:
+            if time.monotonic() > limit:
+                raise DemoError(f"health is {found}, not {' or '.join(wanted)}, after {HEALTH_SECONDS:.0f} s")
+            time.sleep(0.1)
+
 
 def show(demo: Demo, mountpoint: Path, scratch: Path) -> None:
     demo.say("mount: with no cluster configured, an embedded one starts (an MDM and three SDSs, a process each)")
@@ -75,9 +101,47 @@ def show(demo: Demo, mountpoint: Path, scratch: Path) -> None:
         demo.run("fio", "--name=demo", f"--filename={volume}", *options, timeout_seconds=FIO_TIMEOUT_SECONDS)
         print("  fio found every block as it was written")
 
-    demo.say("every chunk has two copies, on different servers, that agree")
+    survive(demo, volume)
+
+    demo.say("what went in first still comes out, and every chunk has two copies, on different servers, that agree")
+    demo.run("dd", f"if={volume}", f"of={copy}", "bs=1M", f"count={DATA_MIB}", "iflag=direct", "status=none")
+    compare(original, copy)
     demo.pfvol("vol", "verify", "vol1")
     demo.pfvol("vol", "list")
+
+
+def survive(demo: Demo, volume: Path) -> None:
+    """A server dies under load, and comes back."""
+    demo.say("load: four threads write 4 KiB blocks, direct, as fast as they can; then kill -9 of one of three servers")
+    with Writers(volume, WRITERS_OFFSET) as writers:
+        time.sleep(BEFORE_SECONDS)
+        killed = time.monotonic()
+        kill(demo, VICTIM)
+        demo.await_health("DEGRADED")
+        demo.pfvol("system", "status")
+        time.sleep(ALONE_SECONDS)
+        demo.say("the server comes back and is brought up to date, while the load goes on")
+        demo.pfvol("cluster", "start-node", VICTIM)
+        demo.await_health("OK")
+        writers.stop()
+        ended = time.monotonic()
+    if writers.errors:
+        raise DemoError(f"the load met errors: {', '.join(writers.errors)}")
+    demo.pfvol("system", "status")
+    demo.pfvol("rebuild", "status", "default", "--watch")
+    stall = writers.longest_stall(killed, ended)
+    print(f"  {writers.count} writes, no error; the longest time without one that came back: {stall:.2f} s")
+    wrong = writers.wrong_blocks()
+    if wrong:
+        raise DemoError(f"{wrong} blocks do not hold what was written there last")
+    print("  every block holds what was written there last")
+
+
+def kill(demo: Demo, node: str) -> None:
+    """kill -9 of the node's process, after a look whether it still is that."""
+    nodes = {one["name"]: one for one in localcluster.status(demo.data_dir)["nodes"]}
+    print(f"  $ kill -9 {nodes[node]['pid']}          # {node}", flush=True)
+    localcluster.kill_node(demo.data_dir, node)
 
 
 def compare(original: Path, copy: Path) -> None:
@@ -106,7 +170,7 @@ def main() -> int:
             if not arguments.keep:
                 demo.say("unmount: the embedded cluster stops with it")
                 demo.pfvol("umount", mountpoint)
-        except (DemoError, subprocess.TimeoutExpired) as error:
+        except (DemoError, Error, OSError, subprocess.TimeoutExpired) as error:
             print(f"\nThe demonstration failed: {error}", file=sys.stderr)
             print_logs(demo.data_dir)
             return 1

@@ -232,7 +232,7 @@ class Hosts:
         try:
             with self.client(timeout_seconds=2.0) as client:
                 status = client.get("/system/status")
-                down = [sds["name"] for sds in client.get("/sds/list") if sds["state"] != "UP"]
+                down = [sds["name"] for sds in client.get("/sds/list") if not _serves(sds)]
         except Error:
             return "UNREACHABLE"
         reasons = [*status["reasons"], *([f"not up: {', '.join(down)}"] if down else [])]
@@ -255,7 +255,7 @@ class Hosts:
     def await_servers(self) -> None:
         def serving() -> bool:
             with suppress(UnreachableError), self.client() as client:
-                return all(sds["state"] == "UP" for sds in client.get("/sds/list"))
+                return all(_serves(sds) for sds in client.get("/sds/list"))
             return False
 
         self._await(serving, self.shape.servers)
@@ -377,6 +377,11 @@ def _kill_users(base: Path) -> None:
 def all_names() -> list[str]:
     directories = Path(tempfile.gettempdir()).glob(f"{DIRECTORY_PREFIX}*")
     return sorted({path.name.removeprefix(DIRECTORY_PREFIX) for path in directories} | set(networks.networks()))
+
+
+def _serves(sds: dict[str, Any]) -> bool:
+    """An MDM that has just started takes for UP what was so before."""
+    return bool(sds["state"] == "UP" and sds["serving"])
 
 
 @contextmanager

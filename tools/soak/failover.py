@@ -41,6 +41,7 @@ AWAY_SECONDS = (0.5, 3.0)  # a server that was killed
 HEALTH_SECONDS = 90.0
 COMMAND_SECONDS = 120.0
 FIO_START_SECONDS = 0.5
+POLL_SECONDS = 0.02
 FIO = ["fio", "--name=fio", "--rw=randrw", "--bs=4k", "--iodepth=32", "--ioengine=libaio", "--direct=1", "--size=128m"]
 FIO += ["--runtime=600", "--time_based", "--randrepeat=0", "--output-format=json"]
 FIO += ["--verify=crc32c", "--verify_backlog=1024", "--verify_fatal=1"]
@@ -86,8 +87,12 @@ class Failover:
         sds, log = self.rng.choice(self.hosts.shape.servers), self.hosts.base / "fio_lat.1.log"
         argv = [*FIO, f"--filename={self.hosts.mountpoint(CLIENT) / FIO_VOLUME}"]
         argv += [f"--write_lat_log={self.hosts.base / 'fio'}", f"--randseed={self.rng.randrange(2**31)}"]
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/") as fio:
+        begins = self.hosts.base / "fio.begins"
+        begins.unlink(missing_ok=True)
+        argv += [f"--exec_prerun=touch {begins}"]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=log.parent) as fio:
             try:
+                await_file(begins, COMMAND_SECONDS)
                 time.sleep(FIO_START_SECONDS + self.rng.uniform(*LOAD_SECONDS))
                 begun = time.time()
                 self.hosts.kill(sds)
@@ -130,6 +135,14 @@ class Failover:
             raise SoakError("\n".join(self.load.problems))
         before, stall = seen.longest_stall(started, begun), seen.longest_stall(begun, ended)
         return Measured(fault, host, before, stall, seen.slowest(begun, ended), recovered, len(seen.ended))
+
+
+def await_file(path: Path, timeout_seconds: float) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise SoakError(f"fio does not begin within {timeout_seconds:.0f} s")
+        time.sleep(POLL_SECONDS)
 
 
 def check_fio(said: str, errors: str) -> None:
