@@ -7,11 +7,13 @@ Owns the flush requests' members and the verdict. The engine's thread runs every
 - If it has also been in the in-sync set of every chunk since then, its word is enough: its copy is one of those that
   the others are made from.
 - If it has been out of a set meanwhile, its copy may have been replaced by that of an SDS that was alone and lost its
-  memory. Then all of the pair must have kept their writes, and no SDS that we know may have lost its memory since.
+  memory. Then all of the pair must have kept their writes, and no SDS that we know may have lost its memory since. (Of
+  one that we had not been connected to before the write we do not know what it had; it is only believed like that.)
 - Who joins a set has the writes in its memory only. So it is asked too: the new pair counts as written to.
 
 A pair whose members have all been out, and one of them for good, could vouch no more for what is safe elsewhere. So the
-engine flushes by itself, soon after the sets have changed; only what it was told is true ends what is dirty.
+engine flushes by itself, soon after the sets have changed or an SDS was connected for the first time; only what it was
+told is true ends what is dirty.
 """
 
 from libc.errno cimport EIO, ENODEV, ENOMEM
@@ -107,18 +109,23 @@ cdef inline bint _kept(const Request* r, uint16_t sds_id, uint64_t incarnation) 
     return m != NULL and m.good and m.incarnation == incarnation
 
 
+cdef inline bint _may_have_kept(const Request* r, uint16_t sds_id, uint64_t incarnation) noexcept nogil:
+    """Or it was not known then, which says nothing against it."""
+    cdef FlushMember* m = _find(r, sds_id)
+    return m != NULL and m.good and (incarnation == 0 or m.incarnation == incarnation)
+
+
 cdef inline bint _stayed(Engine* e, uint16_t sds_id, uint64_t since) noexcept nogil:
     return e.sds_by_id[sds_id].left_at <= since
 
 
 cdef bint _safe(Engine* e, const Request* r, const DirtyPair* pair) noexcept nogil:
-    cdef bint primary = _kept(r, pair.primary, pair.primary_incarnation)
-    cdef bint secondary = _kept(r, pair.secondary, pair.secondary_incarnation)
-    if primary and _stayed(e, pair.primary, pair.since):
+    if _kept(r, pair.primary, pair.primary_incarnation) and _stayed(e, pair.primary, pair.since):
         return True
-    if secondary and _stayed(e, pair.secondary, pair.since):
+    if _kept(r, pair.secondary, pair.secondary_incarnation) and _stayed(e, pair.secondary, pair.since):
         return True
-    return primary and (secondary or pair.secondary == 0) and e.lost_at <= pair.since
+    return (e.lost_at <= pair.since and _may_have_kept(r, pair.primary, pair.primary_incarnation)
+            and (pair.secondary == 0 or _may_have_kept(r, pair.secondary, pair.secondary_incarnation)))
 
 
 cdef int flush_spares(Engine* e, Part* p) noexcept nogil:
@@ -164,9 +171,13 @@ cdef void _verdict(Engine* e, Request* r) noexcept nogil:
 # -- what happens to those that are to vouch
 
 cdef void flush_heard(Engine* e, uint64_t before, uint64_t durable_incarnation) noexcept nogil:
+    cdef uint32_t i
     if before and before != durable_incarnation:
         e.happened += 1
         e.lost_at = e.happened
+    if before == 0:
+        for i in range(e.volume_count):
+            _tidy_soon(e, e.volumes[i])
 
 
 cdef int flush_segment_set(Engine* e, Volume* v, uint32_t segment, const void* entries, uint64_t size) noexcept nogil:
@@ -196,11 +207,7 @@ cdef void _entry_changed(Engine* e, Volume* v, const MapEntry* before, const Map
     _left(e, before.secondary, entry, consecutive)
     if v.dirty.count and entry.primary:
         _joined(e, v, entry)
-        if v.tidy_by_ns == 0:
-            v.tidy_by_ns = e.now_ns + TIDY_BY_NS
-        v.tidy_ns = min(e.now_ns + TIDY_NS, v.tidy_by_ns)
-        if e.tidy_ns == 0 or v.tidy_ns < e.tidy_ns:
-            e.tidy_ns = v.tidy_ns
+        _tidy_soon(e, v)
 
 
 cdef void _left(Engine* e, uint16_t sds_id, const MapEntry* entry, bint consecutive) noexcept nogil:
@@ -226,6 +233,16 @@ cdef void _joined(Engine* e, Volume* v, const MapEntry* entry) noexcept nogil:
 
 
 # -- flushes that nobody asked for
+
+cdef void _tidy_soon(Engine* e, Volume* v) noexcept nogil:
+    if v.dirty.count == 0:
+        return
+    if v.tidy_by_ns == 0:
+        v.tidy_by_ns = e.now_ns + TIDY_BY_NS
+    v.tidy_ns = min(e.now_ns + TIDY_NS, v.tidy_by_ns)
+    if e.tidy_ns == 0 or v.tidy_ns < e.tidy_ns:
+        e.tidy_ns = v.tidy_ns
+
 
 cdef void flush_run_tidy(Engine* e) noexcept nogil:
     cdef uint32_t i

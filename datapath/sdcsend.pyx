@@ -8,8 +8,8 @@ from libc.string cimport memcpy, memset
 from datapath.checksum cimport check_range
 from datapath.connection cimport conn_append, conn_append_ref, conn_reserve, conn_unreserve
 from datapath.sdcstate cimport *
-from datapath.wire cimport (FLAG_COMMIT, FLAG_RESYNC, HEADER_SIZE, OP_CAPABILITY, OP_DISCARD, OP_READ, OP_WRITE,
-                            Header, blocks_touched, header_seal)
+from datapath.wire cimport (FLAG_COMMIT, FLAG_RESYNC, HEADER_SIZE, OP_CAPABILITY, OP_DISCARD, OP_READ, OP_WRITE, Header,
+                            blocks_touched, header_seal)
 
 cdef enum:
     INLINE_PAYLOAD_MAX = 32768       # copied behind its header: one piece for the kernel instead of two

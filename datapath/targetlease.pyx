@@ -24,7 +24,7 @@ cdef enum:
     PING_NS = 300000000
     SILENT_NS = 1000000000           # without a lease for so long: it is in trouble
     SILENT_AGAIN_NS = 500000000
-    BEHIND_NS = 2000000000           # with an old map for so long: the MDM does not reach it, and what it leads is stuck
+    BEHIND_NS = 2000000000           # with an old map for so long: the MDM does not reach it, what it leads is stuck
     AWAY_NS = 400000000
 
 

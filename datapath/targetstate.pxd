@@ -22,8 +22,8 @@ cdef enum:
     SDS_IDS = 65536                  # map entries hold them in 16 bits
     LEARNED_MAX = 1024               # chunks that wait for a learner's disk
     RATES_MAX = 64                   # pools
-    HOPELESS_MAX = 64                # ranges bad in all copies that are remembered
     OP_IDS_BYTES_MAX = 16777216
+    HOPELESS_MAX = 64                # ranges bad in all copies that are remembered
 
 cdef enum ConnKind:
     CONN_CLIENT = 1

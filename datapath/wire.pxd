@@ -97,8 +97,7 @@ cdef packed struct Header:
     uint32_t node_id                 # the SDC whose operation this is (kept through replication)
     uint64_t seq                     # REPLICATE: the write's seq; WRITE's answer: the same; WRITE, DISCARD: op's place
     uint64_t op_id                   # the SDC's operation id, the same when it is sent again
-    uint64_t incarnation             # requests: the sender's session; REPLICATE: op's place (see opids.pxd); answers:
-                                     # the SDS's durability incarnation
+    uint64_t incarnation             # requests: the sender's session, REPLICATE: op's place; answers: durability
 
 # Closes the header (magic, version, crc); call last.
 cdef void header_seal(Header* h) noexcept nogil

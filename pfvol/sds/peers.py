@@ -131,6 +131,10 @@ class Peers:
         if self._nursery is not None:
             self._reconcile()
 
+    def knows(self, sds_id: int) -> bool:
+        """Whether the MDM lists it: one that was removed is nobody's trouble."""
+        return sds_id in self._records
+
     def lost(self, sds_id: int, conn_id: int) -> None:
         """The engine has closed an outgoing connection."""
         link = self._links.get(sds_id)

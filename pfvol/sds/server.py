@@ -71,7 +71,7 @@ class Server:
             "leaving": self._membership.leaving,
             "learned": self._membership.learned,
             "learner_lost": self._membership.learner_lost,
-            "peer_silent": self._membership.trouble,
+            "peer_silent": self._on_peer_silent,
             "lost": self._membership.lost,
             "copy_refused": self._membership.copy_refused,
             "client_closed": self._on_client_closed,
@@ -267,6 +267,10 @@ class Server:
 
     def _on_peer_connected(self, sds_id: int) -> None:
         self._membership.connected(sds_id)
+
+    def _on_peer_silent(self, sds_id: int) -> None:
+        if self._peers.knows(sds_id):
+            self._membership.trouble(sds_id)
 
     def _on_peer_failed(self, sds_id: int) -> None:
         self._membership.trouble(sds_id)

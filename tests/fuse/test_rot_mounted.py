@@ -1,4 +1,4 @@
-"""Goal: what rots on an SDS's disk is never seen through a mount: it is repaired or, in both copies, an error."""
+"""Goal: what rots on an SDS's disk is never seen through a mount: it is repaired, or an error when no copy is good."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Goal: a write that a client sends again is carried out once, wherever it is sent to, and answered when all have it."""
+"""Goal: a write that a client sends again is carried out once, wherever it goes, and answered when all have it."""
 
 from __future__ import annotations
 
@@ -183,7 +183,9 @@ async def test_what_is_lost_with_the_copy_that_was_replaced_is_not_known(tmp_pat
         played = PlayedSecondary(engines, PLAYED)
         nursery.start_soon(played.run)
         client = await engines[ONE].client(VOLUME, OWNER)
-        for number, write in enumerate((partial(engines.write, client, VOLUME, THEIRS), partial(send, engines, client))):
+        for number, write in enumerate(
+            (partial(engines.write, client, VOLUME, THEIRS), partial(send, engines, client))
+        ):
             scope = trio.CancelScope()
 
             async def ask(write: partial[object] = write, scope: trio.CancelScope = scope) -> None:

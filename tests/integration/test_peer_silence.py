@@ -76,7 +76,7 @@ async def test_who_answers_writes_is_not_silent(tmp_path: Path) -> None:
 
 
 async def test_who_keeps_an_old_map_is_told_of(tmp_path: Path) -> None:
-    """An SDS that the MDM does not reach gets no leases once the map has changed: somebody has to ask for its chunks."""
+    """An SDS that the MDM does not reach gets no leases once the map has changed: its peers ask for its chunks."""
     async with running_engines(tmp_path, 2) as engines:
         engines.place(VOLUME, [(2, 1, 0)])
         client = await engines[2].client(VOLUME, 1)

@@ -19,9 +19,7 @@ def test_the_newest_operation_of_each_place_is_known(noted, asked):
     for node_id, place, op_id in noted:
         table.note(node_id, place, op_id)
         newest[node_id, place] = max(newest.get((node_id, place), 0), op_id)
-        assert table.find(node_id, place, op_id) == (
-            CARRIED_OUT if newest[node_id, place] == op_id else FINISHED
-        )
+        assert table.find(node_id, place, op_id) == (CARRIED_OUT if newest[node_id, place] == op_id else FINISHED)
     for (node_id, place), op_id in newest.items():
         assert table.find(node_id, place, op_id) == CARRIED_OUT
         assert table.find(node_id, place, op_id, table.serial) == NEW, "its copy was replaced since"

@@ -454,6 +454,35 @@ def test_processes_that_die_one_after_the_other_cost_no_flush() -> None:
         assert all(flushes(r).values())
 
 
+def test_secondary_never_connected_and_processes_that_die_cost_no_flush() -> None:
+    """What it had is not known, but nobody is known to have lost anything."""
+    with rig(deadline=20) as r:
+        r.reconnect = False
+        r.connect(1)
+        r.write(0, b"w")
+        r.reconnect = True
+        r.connect(2)
+        told(r, 2, 2, 0)
+        r.sds[1].reset()
+        r.until(lambda: r.sds[1].connections == 2)
+        assert r.do("flush")[0] == 0
+
+
+def test_engine_flushes_by_itself_when_a_secondary_was_not_known() -> None:
+    """From then on its word counts, should the primary go for good."""
+    with rig(deadline=20) as r:
+        r.reconnect = False
+        r.connect(1)
+        r.write(0, b"w")
+        r.connect(2)
+        r.until(lambda: flushes(r) == {1: 1, 2: 1})
+        r.until(lambda: r.engine.stats()["sds"][1]["in_flight"] == 0)
+        r.write(0, b"x")
+        gone(r, 1)
+        told(r, 2, 2, 0)
+        assert r.do("flush")[0] == 0
+
+
 def test_server_that_joins_is_flushed_too() -> None:
     """It has in its memory what it learned: if it is alone one day, that must be on its disks."""
     with rig() as r:

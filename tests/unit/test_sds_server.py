@@ -504,6 +504,8 @@ async def test_a_change_of_the_map_is_not_confirmed_while_others_are_missing(
 async def test_a_silent_peer_is_left_out() -> None:
     async with serving() as sds:
         sds.mdm.replies["sds.leave_out"] = {"left": 3, "dead": False, "version": 8}
+        sds.engine.say("peer_silent", 3)  # removed: the MDM does not list it
+        sds.server.set_peers([{"sds_id": 2, "data_address": ["127.0.0.1", 1], "incarnation": 1, "up": True}])
         sds.engine.say("peer_silent", 2)
         await sds.settle()
         assert sds.engine.named("leave", "stay") == [("leave", 2)]

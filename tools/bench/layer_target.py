@@ -53,6 +53,7 @@ class Pair:
         target.set_volume(VOLUME, CHUNKS * 4 * MIB, commit=False, thick=False)
         entry = struct.pack("<IHHHH", EPOCH, 1, 2, 0, 0)
         target.set_segment(VOLUME, 0, entry * CHUNKS + bytes(12) * (1024 - CHUNKS))
+        target.set_map_version(1)
         return target
 
     def _connect(self, source: int, target: int) -> None:
