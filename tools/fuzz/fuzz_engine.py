@@ -49,7 +49,7 @@ ALL_ROLES = [  # primary, secondary, learner, who has left
 OF_CLIENTS = [wire.OP_CAPABILITY, wire.OP_READ, wire.OP_WRITE, wire.OP_DISCARD, wire.OP_FLUSH, wire.OP_SEEK]
 OF_PRIMARIES = [
     *(wire.OP_REPLICATE, wire.OP_REPLICATE_DISCARD, wire.OP_DIRTY, wire.OP_TAGS, wire.OP_PULL, wire.OP_PUSH),
-    wire.OP_PING,
+    *(wire.OP_PING, wire.OP_VERIFY, wire.OP_REPAIR),
 ]
 OF_SECONDARIES = [opcode | wire.OP_REPLY for opcode in OF_PRIMARIES]
 KINDS = {"client": OF_CLIENTS, "primary": OF_PRIMARIES, "secondary": OF_SECONDARIES}
