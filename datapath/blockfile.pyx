@@ -231,6 +231,9 @@ cdef class BlockDevice:
             raise_errno(device_fail(d, -errno), self.path)
         summary = recover_device(d, journal, self.path)
         punch, carry = summary.pop("punch"), summary.pop("carry")
+        # So are entries that say that a slot is free, before its blocks and tags go.
+        if punch and fdatasync(d.slot_fd):
+            raise_errno(device_fail(d, -errno), self.path)
         for slot in punch:
             raise_errno(tags_reserve(d, slot), self.path)
             own.to_punch[own.to_punch_count] = slot
