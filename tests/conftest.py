@@ -135,7 +135,7 @@ def _await_volumes(mount: Any, volumes: tuple[str, ...]) -> None:
 def root() -> None:
     """For what the kernel lets root alone do. A test that cannot be run has not passed."""
     if os.geteuid() != 0:
-        pytest.fail("only root may mount, attach loop devices and set up a page cache: run the suite as root", False)
+        pytest.fail("only root may mount, attach loop devices and make namespaces: run the suite as root", False)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from tools.demo import network
 from tools.demo.hosts import Hosts, HostsError, Shape
 from tools.demo.network import Namespaces, NetworkError
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may make network namespaces")
+pytestmark = pytest.mark.usefixtures("root")
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = Shape(sds=2, sdcs=1)
