@@ -36,7 +36,10 @@ def waits_for(volumes: Iterable[Volume], down: Set[int]) -> frozenset[int]:
 
 
 def volume_state(volume: Volume, down: Set[int]) -> VolumeState:
-    health = volume_health(volume, down)
+    return state_of(volume, volume_health(volume, down))
+
+
+def state_of(volume: Volume, health: Health) -> VolumeState:
     if health is not Health.OK:
         return VolumeState(health.value)
     return VolumeState.IN_USE if volume.mappings else VolumeState.AVAILABLE

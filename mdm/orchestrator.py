@@ -118,9 +118,11 @@ class Orchestrator:
             case commands.RemoveSds():
                 return replace(command, thin_slots=membership.thin_slots(state))
             case commands.LeaveOut(except_chunks=except_chunks):
-                return replace(command, except_chunks=except_chunks | self.pushes.unsettled())
+                excepted = except_chunks | self.pushes.unsettled()
+                return replace(command, except_chunks=excepted, unsettled=self.pushes.inherited())
             case commands.Withdraw(chunks=chunks):
-                return replace(command, chunks=chunks - self.pushes.unsettled())
+                settled = chunks - self.pushes.unsettled()
+                return replace(command, chunks=settled, unsettled=self.pushes.inherited())
         return command
 
     def _thin_use(self, pool_id: int) -> dict[str, Any]:

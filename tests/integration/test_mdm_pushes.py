@@ -11,7 +11,7 @@ import trio
 from mdm.commands import CreateVolume, MapVolume, SetLearners
 from mdm.pushes import PUSH_SEGMENTS_MAX, REPLACED_FIRST_SECONDS_MAX
 from mdm.witness import PING_SECONDS_MAX
-from tests.support.mdmdaemon import Core, FakeSds, back, chunks_of, core_cluster, never, until
+from tests.support.mdmdaemon import Core, FakeSds, back, chunks_of, core_cluster, never, running_core, until
 from tests.support.waiting import poll_until_async
 
 GIB = 1024**3
@@ -110,6 +110,32 @@ async def test_a_move_is_settled_too_when_a_member_has_registered_again_and_conf
             return bool((await again.leave_out(s3, as_secondary=False))["left"])
 
         await poll_until_async(left_out)
+
+
+async def test_a_move_that_nobody_has_confirmed_stays_unsettled_when_the_mdm_is_started_again(tmp_path: Path) -> None:
+    """The newcomer, who knows of it, must not take over from those who may still serve each other."""
+    async with core_cluster(tmp_path) as (mdm, _made, (s1, s2, old3)):
+        volume_id, chunk = await moving(mdm, s1, s2, old3)
+        for sds in (s1, s2):
+            sds.answers["map.changed"] = never
+        await s1.learned(old3, [[volume_id, chunk, 2]])
+        await until(lambda: old3.version == 3, "the learner has the map")
+        _, primary, secondary, _, left = old3.entries(volume_id)[chunk]
+        assert (secondary, {primary, left}) == (old3.sds_id, {s1.sds_id, s2.sds_id})
+    for _ in range(2):  # It stays so.
+        async with running_core(tmp_path) as (mdm, made):
+            s3 = await back(made, mdm, old3, incarnation=1)
+            stays, other = (s1, s2) if primary == s1.sds_id else (s2, s1)
+            answer = await s3.leave_out(stays, chunks=[[volume_id, chunk]])
+            assert answer == {"left": 0, "dead": False, "version": 3}
+            assert mdm.state.moved_version == 3
+    async with running_core(tmp_path) as (mdm, made):
+        s3 = await back(made, mdm, old3, incarnation=1)
+        await back(made, mdm, other, incarnation=1)
+        await until(lambda: mdm.state.moved_version == 0, "it is known that the move is settled")
+        assert (await s3.leave_out(stays, chunks=[[volume_id, chunk]]))["left"] == 1
+    async with running_core(tmp_path) as (mdm, made):  # What is settled holds nobody up.
+        assert mdm.orchestrator.pushes.inherited() == frozenset()
 
 
 # -- pushes
