@@ -11,6 +11,7 @@ import trio
 from mdm.commands import CreateVolume, MapVolume, SetLearners
 from mdm.pushes import PUSH_SEGMENTS_MAX, REPLACED_FIRST_SECONDS_MAX
 from mdm.witness import PING_SECONDS_MAX
+from pfvol.rpc.session import IN_FLIGHT_MAX
 from tests.support.mdmdaemon import Core, FakeSds, back, chunks_of, core_cluster, never, running_core, until
 from tests.support.waiting import poll_until_async
 
@@ -183,6 +184,21 @@ async def test_an_sds_that_registers_again_starts_from_its_answer(tmp_path: Path
         await mdm.run(SetLearners(choices={volume_id: [(chunk, 3, s3.sds_id or 0)]}))
         (params,) = await again.wait_told("map.changed")
         assert (params["version"], len(params["segments"])) == (4, 1)
+
+
+async def test_many_volumes_that_are_verified_at_once_hold_no_map_up(tmp_path: Path) -> None:
+    async with core_cluster(tmp_path) as (mdm, _made, (s1, s2, s3)):
+        volume_id = await make_volume(mdm)
+        for sds in (s1, s2, s3):
+            sds.answers["verify"] = never
+        async with trio.open_nursery() as nursery:
+            for _ in range(IN_FLIGHT_MAX):
+                nursery.start_soon(mdm.orchestrator.verify_volume, volume_id)
+            await s3.wait_told("verify")
+            await s1.leave_out(s2)
+            await until(lambda: s1.version == s2.version == s3.version == 2, "everybody has the map")
+            nursery.cancel_scope.cancel()
+        assert not any(sds.session.closed.is_set() for sds in (s1, s2, s3))
 
 
 async def test_an_sdc_hears_which_segments_of_its_volumes_have_changed(tmp_path: Path) -> None:
