@@ -120,7 +120,8 @@ def register_sds(draft: Draft, command: commands.RegisterSds) -> None:
     if command.node != sds.node:
         raise ConflictError(f"SDS {sds.name} belongs to node {sds.node}, not to {command.node}")
     whole("an incarnation", command.incarnation, 0, INCARNATION_MAX)
-    if sds.copies and command.incarnation < sds.incarnation:
+    # Without devices it serves nothing, and its incarnation, which is theirs, is not known.
+    if command.devices and sds.copies and command.incarnation < sds.incarnation:
         raise ConflictError(
             f"SDS {sds.name} was last seen in incarnation {sds.incarnation} and now comes with {command.incarnation}: "
             "its devices are an old copy; bring back the current ones"
@@ -130,7 +131,7 @@ def register_sds(draft: Draft, command: commands.RegisterSds) -> None:
         sds,
         data_address=_address(command.data_address),
         http_address=None if command.http_address is None else _address(command.http_address),
-        incarnation=command.incarnation,
+        incarnation=command.incarnation if command.devices else max(command.incarnation, sds.incarnation),
         devices=devices,
     )
     if new != sds:
@@ -222,6 +223,24 @@ def tell_repairs(draft: Draft, command: commands.TellRepairs) -> None:
         pd_id=sds.pd_id,
         sds_id=sds.sds_id,
         details={"repaired": command.repaired, "unrepairable": lost},
+    )
+
+
+_FAULT_EVENTS = {
+    "failed": EventType.SDS_FAILED,
+    "recovered": EventType.SDS_RECOVERED,
+    "injected": EventType.SDS_FAULTS_INJECTED,
+}
+
+
+def tell_faults(draft: Draft, command: commands.TellFaults) -> None:
+    sds: Sds = draft.get(Kind.SDS, command.sds_id)
+    draft.event(
+        _FAULT_EVENTS[command.what],
+        f"SDS {sds.name} {command.message}",
+        pd_id=sds.pd_id,
+        sds_id=sds.sds_id,
+        details=command.details,
     )
 
 
