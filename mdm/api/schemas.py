@@ -106,6 +106,12 @@ class AddSds(Capacity):
     devices: list[Annotated[str, Field(max_length=4096)]] = Field(default_factory=list, max_length=256)
 
 
+class PromoteSds(Body):
+    accept_data_loss: bool = False
+    incomplete: bool = False
+    volume_id: Reference | None = Field(None, validation_alias=AliasChoices("volume_id", "volume"))
+
+
 class AddSdc(Body):
     name: Name
     ip: Name | None = None
@@ -299,6 +305,12 @@ class Sds(Named):
     primary_chunk_count: int
     incarnation: int
     created_at: datetime
+
+
+class Promoted(Named):
+    """How many chunks the SDS serves alone now because it was told to."""
+
+    chunks: int
 
 
 class Mapping(Answer):
