@@ -126,6 +126,12 @@ class InjectFaults(Body):
     clear: bool = Field(False, description="End all faults of its disks.")
 
 
+class PromoteSds(Body):
+    accept_data_loss: bool = False
+    incomplete: bool = False
+    volume_id: Reference | None = Field(None, validation_alias=AliasChoices("volume_id", "volume"))
+
+
 class AddSdc(Body):
     name: Name
     ip: Name | None = None
@@ -331,6 +337,12 @@ class Sds(Named):
     primary_chunk_count: int
     incarnation: int
     created_at: datetime
+
+
+class Promoted(Named):
+    """How many chunks the SDS serves alone now because it was told to."""
+
+    chunks: int
 
 
 class Mapping(Answer):
