@@ -1,4 +1,4 @@
-"""Who has a chunk: members left out, learners named and joined, and one SDS forced to go on alone.
+"""Who has a chunk: members left out, learners named and joined. (``forced``: one SDS made to go on alone.)
 
 Each command is for many chunks at once: one SDS down is one command over all that it shared with another one. Each is
 a compare-and-set, entry by entry: what is no longer as the command assumes is passed over.
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 
 from mdm import commands
 from mdm.events import EventType
-from mdm.health import down
 from mdm.identity import Kind
 from mdm.model import MOVED, SETTLED, Holders, Joined, Sds, SdsState, Volume
 from mdm.segments import Entry, Rewriter, Rewritten, Roles, edit
@@ -40,7 +39,7 @@ def leave_out(draft: Draft, command: commands.LeaveOut) -> int:
 
     except_chunks = _by_volume(command.except_chunks)
     only = _by_volume(command.chunks or ())
-    rewriter, changes = Rewriter(change), _Changes(draft)
+    rewriter, changes = Rewriter(change), Changes(draft)
     pair = {keeper.sds_id, left.sds_id}
     for volume in _volumes(draft):
         if not any(pair.issubset(holders) and change(Roles(*holders, 0)) for holders in volume.placement):
@@ -70,7 +69,7 @@ def withdraw(draft: Draft, command: commands.Withdraw) -> int:
             return Roles(peer.sds_id, 0, roles.learner, sds.sds_id)
         return roles._replace(learner=0) if (roles.primary, roles.learner) == (peer.sds_id, sds.sds_id) else None
 
-    changes = _Changes(draft)
+    changes = Changes(draft)
     for volume_id, chunks in _by_volume(command.chunks).items():
         changes.edit(volume_id, chunks, lambda _, entry: change(entry.roles))
     changes.tell_left(sds, peer, "cannot keep")
@@ -84,7 +83,7 @@ def join_learners(draft: Draft, command: commands.JoinLearners) -> Joined:
     for volume_id, chunk, epoch in command.chunks:
         epochs.setdefault(volume_id, {})[chunk] = epoch
     moved: list[tuple[int, int, int, int]] = []
-    changes = _Changes(draft)
+    changes = Changes(draft)
     for volume_id, of_volume in epochs.items():
 
         def change(
@@ -119,7 +118,8 @@ def settle_moves(draft: Draft, command: commands.SettleMoves) -> None:
 
 
 def set_learners(draft: Draft, command: commands.SetLearners) -> int:
-    changes = _Changes(draft)
+    changes = Changes(draft)
+    unsettled = draft.state.moved_version  # `left` says then whom the MDM has to hear of
     for volume_id, choices in command.choices.items():
         volume = draft.table("volumes").get(volume_id)
         if volume is None:
@@ -138,46 +138,12 @@ def set_learners(draft: Draft, command: commands.SetLearners) -> int:
             roles = entry.roles
             if epoch != entry.epoch or sds_id not in fitting or sds_id == roles.learner:
                 return None
-            return None if sds_id in roles.holders.members else roles._replace(learner=sds_id)
+            if sds_id in roles.holders.members or (unsettled and roles.secondary and roles.left == sds_id):
+                return None
+            # A learner that is `left` has an older copy. Who was passed over has given it back.
+            return roles._replace(learner=sds_id, left=0 if roles.left == sds_id else roles.left)
 
         changes.edit(volume_id, wanted, change)
-    return changes.finish()
-
-
-def force_alone(draft: Draft, command: commands.ForceAlone) -> int:
-    sds: Sds = draft.get(Kind.SDS, command.sds_id)
-    if sds.state is SdsState.DOWN:
-        raise ConflictError(f"SDS {sds.name} is DOWN: start it before it is made to serve alone")
-    if command.chunks is not None and command.volume_id is None:
-        raise InvalidError("chunks are those of one volume: name it")
-    volumes = list(_volumes(draft)) if command.volume_id is None else [draft.get(Kind.VOLUME, command.volume_id)]
-    gone = down(draft.state)
-
-    def change(roles: Roles) -> Roles | None:
-        others = [sds_id for sds_id in roles.holders.members if sds_id != sds.sds_id]
-        if not others or not gone.issuperset(others):
-            return None
-        return Roles(sds.sds_id, 0, others[0], others[0]) if sds.sds_id in roles.holders.all else None
-
-    rewriter, changes = Rewriter(change), _Changes(draft)
-    for volume in volumes:
-        segments = draft.table("maps")[volume.volume_id]
-        if command.chunks is None:
-            done = rewriter.rewrite(segments)
-        else:
-            done = edit(segments, command.chunks, lambda _, entry: change(entry.roles))
-        changes.take(volume, done)
-    if changes.entries:
-        names = ", ".join(sorted(volume.name for volume in changes.volumes)[:5])
-        draft.event(
-            EventType.DATA_LOSS_ACCEPTED,
-            f"SDS {sds.name} was forced to serve {changes.entries} chunks of {names} alone: "
-            "what only other copies had is lost",
-            pd_id=sds.pd_id,
-            volume_id=command.volume_id,
-            sds_id=sds.sds_id,
-            details={"chunks": changes.entries},
-        )
     return changes.finish()
 
 
@@ -206,13 +172,13 @@ def _who_goes(draft: Draft, holders: Holders) -> int:
     return max((holders.secondary, holders.primary), key=why)
 
 
-class _Changes:
+class Changes:
     """What a command changes in maps, volume by volume."""
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
-        self.volumes: list[Volume] = []
-        """As they were."""
+        self.volumes: dict[int, Volume] = {}
+        """As they were before the command."""
         self.entries = 0
         self._counts: Counter[Holders] = Counter()
 
@@ -225,7 +191,7 @@ class _Changes:
     def take(self, volume: Volume, done: Rewritten) -> None:
         if done.entries:
             self._draft.change_map(volume, done)
-            self.volumes.append(volume)
+            self.volumes.setdefault(volume.volume_id, volume)
             self.entries += done.entries
             self._counts.update(done.counts)
 
@@ -248,5 +214,5 @@ class _Changes:
             version = self._draft.next_number("map", 2**63 - 1) + 1
             if moves:
                 self._draft.set_counter(MOVED, version)
-            self._draft.tell_health(self.volumes)
+            self._draft.tell_health(self.volumes.values())
         return self.entries
