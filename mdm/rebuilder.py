@@ -63,6 +63,8 @@ class Rebuilder:
         self._progress: dict[int, Progress] = {}
         self._copied: dict[int, int] = {}
         """``resync_bytes`` of each SDS as last seen."""
+        self._before_us = {sds.sds_id: sds.incarnation for sds in self._manager.state.sds.values()}
+        """Incarnations that the last MDM knew: what those had copied when we first hear of them is not new."""
         self._told: dict[int, _Told] = {}
         self._telling: set[int] = set()
 
@@ -167,7 +169,10 @@ class Rebuilder:
         copied: Counter[int] = Counter()
         leads = leads_of(state)
         for sds_id, stats in self._membership.sds_stats.items():
-            now, before = stats.get("resync_bytes", 0), self._copied.get(sds_id, 0)
+            now = stats.get("resync_bytes", 0)
+            sds = state.sds.get(sds_id)
+            is_old = sds is not None and sds.incarnation == self._before_us.get(sds_id)
+            before = self._copied.get(sds_id, now if is_old else 0)
             more = now - before if now >= before else now  # less: it was started anew
             self._copied[sds_id] = now
             shares = {pool_id: count for (leader, pool_id), count in leads.items() if leader == sds_id}
