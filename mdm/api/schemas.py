@@ -126,6 +126,12 @@ class InjectFaults(Body):
     clear: bool = Field(False, description="End all faults of its disks.")
 
 
+class VerifyVolume(Body):
+    first: int = Field(0, ge=0, le=2**32 - 1, description="The first chunk.")
+    count: int | None = Field(None, ge=1, le=2**32 - 1, description="How many chunks; none given: all.")
+    repair: bool = Field(False, description="Have bad blocks rewritten from the other copy; the report is of before.")
+
+
 class AddSdc(Body):
     name: Name
     ip: Name | None = None

@@ -85,6 +85,7 @@ class Sds:
             "sds.inject": self._rpc_inject,
             "peers": self._rpc_peers,
             "ping": self._rpc_ping,
+            "repair": self._rpc_repair,
             "reserved": self._rpc_reserved,
             "resync": self._rpc_resync,
             "stop": self._rpc_stop,
@@ -460,6 +461,9 @@ class Sds:
 
     async def _rpc_deleted(self, params: dict[str, Any]) -> None:
         await self._serving().deleted(int(params["volume_id"]))
+
+    async def _rpc_repair(self, params: dict[str, Any]) -> None:
+        self._serving().repair(int(params["volume_id"]), [int(chunk) for chunk in params["chunks"]])
 
     async def _rpc_verify(self, params: dict[str, Any]) -> list[list[Any]]:
         return await self._serving().verify(int(params["volume_id"]), int(params["first_chunk"]), int(params["count"]))
