@@ -321,6 +321,7 @@ class Sds(Named):
     fault_set_name: str | None
     state: Literal["UP", "DOWN", "DEGRADED"]
     serving: bool  # has registered since this MDM started, with all its devices, and is connected
+    connected: bool  # to the MDM, whether it serves or not
     removing: bool
     node: str
     ip: str | None

@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,13 +131,18 @@ def _corrupt(hosts: Hosts, sds: str, places: Sequence[tuple[str, int]]) -> None:
 
 def _await_clean(hosts: Hosts, places: Sequence[tuple[str, int]]) -> None:
     """Has the chunks verified and repaired: a bad block that nobody reads would wait for the day when it is needed."""
-    for volume, chunk in sorted({(volume, block // CHUNK_BLOCKS) for volume, block in places}):
+
+    def clean(volume: str, chunk: int) -> None:
         deadline = time.monotonic() + CLEAN_AGAIN_SECONDS
         words: dict[str, Any] = {"first": chunk, "count": 1, "repair": True}
         while (report := _ordered(hosts, f"/vol/{volume}/verify", **words))["problem_count"]:
             if time.monotonic() > deadline:
                 raise HostsError(f"{volume} is not repaired within {CLEAN_AGAIN_SECONDS:.0f} s: {report['problems']}")
             time.sleep(ANSWER_AGAIN_SECONDS)
+
+    chunks = sorted({(volume, block // CHUNK_BLOCKS) for volume, block in places})
+    with ThreadPoolExecutor(CORRUPTED_BLOCKS) as threads:
+        list(threads.map(clean, *zip(*chunks, strict=True)))
 
 
 # -- what there is to do
@@ -461,7 +467,7 @@ def schedule(faults: Sequence[Fault], rng: random.Random) -> list[tuple[float, i
         moments.append((begins, number, False, fault))
         ends = begins + fault.seconds
         if MDM in fault.hosts or MDM in fault.others:
-            mdm_back = max(mdm_back, ends)
+            mdm_back = max(mdm_back, ends + 0.001)  # right after that it is undone
         moments.append((ends, number, True, fault))
         if not (fault.is_ordered and number + 1 < len(faults) and faults[number + 1].is_ordered):
             begins += fault.seconds * rng.random()
