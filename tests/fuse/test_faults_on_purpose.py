@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from pfvol import localcluster
+from pfvol.errors import ConflictError
 from tests.support.cluster import TestCluster
 from tests.support.waiting import poll_until
 
@@ -51,22 +53,28 @@ def world(fresh_cluster: Factory) -> Iterator[tuple[TestCluster, Application]]:
         os.close(application.descriptor)
 
 
+def get(cluster: TestCluster, path: str) -> Any:
+    with cluster.client() as client:
+        return client.get(path)
+
+
+def post(cluster: TestCluster, path: str, **body: Any) -> Any:
+    with cluster.client() as client:
+        return client.post(path, **body)
+
+
 def show(cluster: TestCluster, sds: str) -> Any:
-    return cluster.cli("sds", "show", sds)
+    return get(cluster, f"/sds/{sds}")
 
 
 def healthy(cluster: TestCluster) -> None:
     """All copies are there, in sync, and good."""
-
-    def is_ok() -> bool:
-        return bool(cluster.cli("system", "status")["health"] == "OK")
-
-    poll_until(is_ok, 60, what="health is OK")
-    assert cluster.run("vol", "verify", "data").code == 0
+    poll_until(lambda: get(cluster, "/system/status")["health"] == "OK", 60, what="health is OK")
+    assert post(cluster, "/vol/data/verify")["problems"] == []
 
 
 def events(cluster: TestCluster, kind: str) -> list[str]:
-    return [event["message"] for event in cluster.cli("event", "list") if event["type"] == kind]
+    return [event["message"] for event in get(cluster, "/event/list") if event["type"] == kind]
 
 
 def test_an_sds_fails_and_recovers_also_across_its_restart(world: tuple[TestCluster, Application]) -> None:
@@ -80,18 +88,16 @@ def test_an_sds_fails_and_recovers_also_across_its_restart(world: tuple[TestClus
     application.write()
     # Its process is killed and started again: it fails still, and can be told so.
     cluster.kill("sds1")
-    with cluster.client() as client:
-        assert not client.get("/sds/sds1")["serving"]
-    started = cluster.run("cluster", "start-node", "sds1")
-    assert started.code == 0, started.stderr
-    assert show(cluster, "sds1")["faults"]["failed"]
-    assert show(cluster, "sds1")["state"] == "DOWN"
+    localcluster.start_node(cluster.data_dir, "sds1")
+    row = show(cluster, "sds1")
+    assert (row["state"], row["connected"], row["faults"]["failed"]) == ("DOWN", True, True)
     application.write()
     row = cluster.cli("sds", "recover", "sds1")
     assert (row["state"], row["faults"]["failed"]) == ("UP", False)
-    assert cluster.run("sds", "recover", "sds1").code == 4
+    with pytest.raises(ConflictError, match="has not failed"):
+        post(cluster, "/sds/sds1/recover")
     healthy(cluster)
-    cluster.cli("sds", "fail", "sds2", "--duration", "0.5")
+    post(cluster, "/sds/sds2/fail", duration=0.5)
     poll_until(lambda: show(cluster, "sds2")["state"] == "UP", what="it recovers by itself")
     healthy(cluster)
     application.read()
@@ -102,50 +108,44 @@ def test_an_sds_fails_and_recovers_also_across_its_restart(world: tuple[TestClus
 def test_disks_misbehave(world: tuple[TestCluster, Application]) -> None:
     cluster, application = world
     # Reads that fail cost the copy, and it is made again.
-    cluster.cli("sds", "inject", "sds1", "--error", "pread=EIO@50%")
+    row = cluster.cli("sds", "inject", "sds1", "--error", "pread=EIO@50%")
+    assert row["faults"]["rules"] == ["pread=EIO@50%"]
     application.read()
     application.read()
     application.write()
     poll_until(lambda: show(cluster, "sds1")["faults"]["errors_injected"] > 0, what="errors were met")
     assert show(cluster, "sds1")["failed_devices"] == []
-    cluster.cli("sds", "inject", "sds1", "--clear")
+    post(cluster, "/sds/sds1/inject", clear=True)
     healthy(cluster)
     # A sync that fails costs the device, until it is opened anew.
-    cluster.cli("sds", "inject", "sds2", "--error", "fdatasync=EIO")
+    post(cluster, "/sds/sds2/inject", errors=["fdatasync=EIO"])
     application.write()
     poll_until(lambda: show(cluster, "sds2")["state"] == "DEGRADED", what="a device is out of service")
-    assert show(cluster, "sds2")["faults"]["rules"] == ["fdatasync=EIO@100%"]
-    cluster.cli("sds", "inject", "sds2", "--clear")
+    post(cluster, "/sds/sds2/inject", clear=True)
     assert show(cluster, "sds2")["failed_devices"] != []
-    assert cluster.cli("sds", "recover", "sds2")["failed_devices"] == []
+    assert post(cluster, "/sds/sds2/recover")["failed_devices"] == []
     healthy(cluster)
     # A full disk takes nothing out of service; nor does a slow one.
-    cluster.cli("sds", "inject", "sds3", "--full", "--delay", "pread=2ms")
+    post(cluster, "/sds/sds3/inject", full=True, delays=["pread=2ms"])
     application.write()
     application.read()
     assert show(cluster, "sds3")["failed_devices"] == []
-    cluster.cli("sds", "inject", "sds3", "--clear", "--delay", "pwrite=1ms")
+    post(cluster, "/sds/sds3/inject", clear=True, delays=["pwrite=1ms"])
     application.write()
     poll_until(lambda: show(cluster, "sds3")["faults"]["delays_injected"] > 0, what="writes had to wait")
-    cluster.cli("sds", "inject", "sds3", "--clear")
+    post(cluster, "/sds/sds3/inject", clear=True)
     healthy(cluster)
     application.read()
 
 
 def test_a_block_is_corrupted_and_repaired(world: tuple[TestCluster, Application]) -> None:
     cluster, application = world
-    chunks = cluster.cli("vol", "show", "data", "--chunks")["chunks"]
+    chunks = get(cluster, "/vol/data/chunks")
     chosen = [chunk["index"] for chunk in chunks if any(copy["sds_name"] == "sds1" for copy in chunk["replicas"])][:2]
-    cluster.cli("sds", "inject", "sds1", "--corrupt", f"data/{chosen[0]}:5", "--corrupt", f"{chosen[1]}:1023")
-    assert show(cluster, "sds1")["faults"]["blocks_corrupted"] == 2
+    row = cluster.cli("sds", "inject", "sds1", "--corrupt", f"data/{chosen[0]}:5", "--corrupt", f"{chosen[1]}:1023")
+    assert row["faults"]["blocks_corrupted"] == 2
     application.read()
-    found = cluster.run("vol", "verify", "data", "--repair")
-    assert found.code in (0, 9)  # a read may have found it first
-
-    def is_repaired() -> bool:
-        return cluster.run("vol", "verify", "data").code == 0
-
-    poll_until(is_repaired, what="both blocks are good again")
+    post(cluster, "/vol/data/verify", first=chosen[0], count=1, repair=True)
+    post(cluster, "/vol/data/verify", repair=True)
+    poll_until(lambda: not post(cluster, "/vol/data/verify")["problems"], what="both blocks are good again")
     application.read()
-    refused = cluster.run("sds", "inject", "sds1", "--corrupt", "data/99:1")
-    assert (refused.code, "chunks 0 to 7, not 99" in refused.stderr) == (3, True)
