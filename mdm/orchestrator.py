@@ -382,20 +382,24 @@ class Orchestrator:
     async def _verify_chunk(
         self, report: VerifyReport, volume_id: int, chunk: int, answers: Mapping[int, Answer | None]
     ) -> None:
-        """Adds one chunk to the report. Copies that IO goes to may differ for a moment: a difference has to last."""
+        """Adds one chunk to the report. Copies that IO goes to may differ for a moment, and a copy that has moved is no
+        copy: a difference has to last, between those that are the copies by then."""
         holders = self._holders(volume_id, chunk)
         check_placement(report, self.manager.state, chunk, holders.primary, holders.secondary)
         both: dict[int, Answer | None] = {sds_id: answers.get(sds_id) for sds_id in holders.members}
+        asked = both.keys() <= answers.keys()  # else it has moved since
         for attempt in range(1, VERIFY_TRIES + 1):
             trial = VerifyReport()
             check_copies(trial, chunk, both)
             # That there is one copy only does not pass while this waits.
-            if trial.count == (len(both) < 2) or None in both.values() or attempt == VERIFY_TRIES:
+            if trial.count == (len(both) < 2) or (asked and None in both.values()) or attempt == VERIFY_TRIES:
                 break
             await trio.sleep(VERIFY_AGAIN_SECONDS * attempt)
+            both = dict.fromkeys(self._holders(volume_id, chunk).members)
             for sds_id in both:
                 rows = await self._ask_verify(sds_id, volume_id, chunk, 1)
                 both[sds_id] = rows and rows[0]
+            asked = True
         check_copies(report, chunk, both)
 
     def _holders(self, volume_id: int, chunk: int) -> Holders:

@@ -228,7 +228,7 @@ class Sds:
 
     async def _cease(self, *, clean: bool) -> None:
         """Whatever serves ends, without a word to anybody. The port is bound, and refuses."""
-        self._server = None
+        self._server, self._admitted = None, False  # nothing is reported before it has registered again
         with trio.CancelScope(shield=True):
             if self._serving_scope is not None:
                 self._serving_scope.cancel()
