@@ -126,11 +126,13 @@ def test_disks_misbehave(world: tuple[TestCluster, Application]) -> None:
     assert post(cluster, "/sds/sds2/recover")["failed_devices"] == []
     healthy(cluster)
     # A full disk takes nothing out of service; nor does a slow one.
-    post(cluster, "/sds/sds3/inject", full=True, delays=["pread=2ms"])
+    post(cluster, "/sds/sds3/inject", full=True)
     application.write()
     application.read()
     assert show(cluster, "sds3")["failed_devices"] == []
-    post(cluster, "/sds/sds3/inject", clear=True, delays=["pwrite=1ms"])
+    post(cluster, "/sds/sds3/inject", clear=True)
+    healthy(cluster)
+    post(cluster, "/sds/sds3/inject", delays=["pwrite=1ms"])
     application.write()
     poll_until(lambda: show(cluster, "sds3")["faults"]["delays_injected"] > 0, what="writes had to wait")
     post(cluster, "/sds/sds3/inject", clear=True)
