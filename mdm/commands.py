@@ -290,13 +290,17 @@ class SetLearners:
 
 @dataclass(frozen=True, kw_only=True)
 class ForceAlone:
-    """An operator accepts the loss of what only other copies have: the SDS, which is UP and a member or the learner
-    (who is neither has given its copy back), becomes the only member of those chunks that no other member serves. Of
-    all volumes or one; of all its chunks or some. Result: how many entries changed."""
+    """An operator accepts the loss of what only other copies have: the SDS, which is UP, becomes the only member of
+    those chunks that no other member serves, if it has an older whole copy of them (it is a member, or the learner that
+    left last) or, with ``incomplete``, is a learner that was never whole. Of all volumes or one; of all its chunks or
+    some. Without ``accepted`` it is refused, with a text that says what would be lost. Result: how many entries
+    changed."""
 
     sds_id: int
     volume_id: int | None = None
     chunks: frozenset[int] | None = None
+    incomplete: bool = False
+    accepted: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

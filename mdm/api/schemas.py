@@ -132,6 +132,12 @@ class VerifyVolume(Body):
     repair: bool = Field(False, description="Have bad blocks rewritten from the other copy; the report is of before.")
 
 
+class PromoteSds(Body):
+    accept_data_loss: bool = False
+    incomplete: bool = False
+    volume_id: Reference | None = Field(None, validation_alias=AliasChoices("volume_id", "volume"))
+
+
 class AddSdc(Body):
     name: Name
     ip: Name | None = None
@@ -338,6 +344,12 @@ class Sds(Named):
     primary_chunk_count: int
     incarnation: int
     created_at: datetime
+
+
+class Promoted(Named):
+    """How many chunks the SDS serves alone now because it was told to."""
+
+    chunks: int
 
 
 class Mapping(Answer):

@@ -211,3 +211,25 @@ def inject(
     rules = row["faults"]["rules"]
     said.append(f"faults of its disks: {', '.join(rules)}" if rules else "no faults of its disks")
     cli.out.done(row, f"SDS {sds}: {'; '.join(said)}")
+
+
+@app.command("promote")
+def promote(
+    ctx: typer.Context,
+    sds: SdsArgument,
+    volume: Annotated[str | None, typer.Option("--volume", metavar="VOL", help="Only chunks of this volume.")] = None,
+    accept_data_loss: Annotated[
+        bool, typer.Option("--accept-data-loss", help="Do it. Without this the command says what would be lost.")
+    ] = False,
+    incomplete: Annotated[
+        bool,
+        typer.Option("--incomplete", help="Also chunks that were never whole here; what is missing reads as zeros."),
+    ] = False,
+) -> None:
+    """Have an SDS serve its older copies of chunks whose newer ones are gone for good. Data is lost: what was written
+    since this SDS left is forgotten, also if the others come back."""
+    cli = settings(ctx)
+    body = {"accept_data_loss": accept_data_loss, "incomplete": incomplete, "volume_id": volume}
+    with cli.client() as api:
+        row = api.post(route(Noun.SDS, sds, "promote"), **body)
+    cli.out.done(row, f"SDS {sds} serves {row['chunks']} chunks alone now; what only other copies had is lost")

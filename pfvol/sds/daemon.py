@@ -86,6 +86,7 @@ class Sds:
             "peers": self._rpc_peers,
             "ping": self._rpc_ping,
             "repair": self._rpc_repair,
+            "listens": self._rpc_listens,
             "reserved": self._rpc_reserved,
             "resync": self._rpc_resync,
             "stop": self._rpc_stop,
@@ -433,6 +434,9 @@ class Sds:
 
     async def _rpc_ping(self, _params: dict[str, Any]) -> dict[str, Any]:
         return {}
+
+    async def _rpc_listens(self, params: dict[str, Any]) -> bool:
+        return await self._serving().listens(int(params["peer"]))
 
     async def _rpc_map_changed(self, params: dict[str, Any]) -> None:
         # While nothing is served no part of the map is known.

@@ -129,6 +129,10 @@ class Server:
             for volume_id in {*self._volumes, *map(int, reply["volumes"])}:
                 self._spawn(self._relearn, volume_id)
 
+    async def listens(self, sds_id: int) -> bool:
+        """Whether this other SDS still seems to serve, as far as can be seen from here."""
+        return await self._peers.listens(sds_id)
+
     def set_peers(self, peers: Any) -> None:
         self._peers.update(parse_peers(peers))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fastapi import APIRouter
 
 from mdm import commands, faults
@@ -96,3 +98,21 @@ def _row(admin: AdminDep, sds_id: int) -> Object:
     """As it is now; an SDS that was removed meanwhile is not found."""
     view = admin.view
     return view.sds(view.state.sds[view.find(Kind.SDS, view.id_of(Kind.SDS, sds_id))])
+
+
+@router.post("/{sds}/promote", response_model=schemas.Promoted)
+async def promote(sds: str, body: schemas.PromoteSds, admin: AdminDep) -> Object:
+    """Makes an older copy serve where the newer ones are gone. Refused without ``accept_data_loss``, with what would
+    be lost; also while something still listens where the SDSs with the newer copies were."""
+    view = admin.view
+    sds_id = view.find(Kind.SDS, sds)
+    command = commands.ForceAlone(
+        sds_id=sds_id,
+        volume_id=None if body.volume_id is None else view.find(Kind.VOLUME, body.volume_id),
+        incomplete=body.incomplete,
+        accepted=body.accept_data_loss,
+    )
+    view, chunks = await admin.execute(command)
+    if not chunks:  # Says why, and what there might be instead.
+        await admin.execute(replace(command, accepted=False))
+    return {"id": view.id_of(Kind.SDS, sds_id), "name": view.state.sds[sds_id].name, "chunks": chunks}
