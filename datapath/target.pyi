@@ -88,6 +88,8 @@ class Target:
         """Slots promised to thick volumes on this SDS in all (used ones included): thin ones leave room for them."""
     def checkpoint(self) -> None: ...
     def verify(self, token: int, volume_id: int, chunk_index: int) -> None: ...
+    def repair(self, volume_id: int, chunk_index: int) -> None:
+        """Has the chunk's copies compared with their tags, and what is bad in one rewritten from the other."""
     def corrupt(self, token: int, volume_id: int, chunk_index: int, block: int) -> None:
         """Flips bytes of a stored block on purpose; its tag stays as it is."""
     def stats(self) -> dict[str, Any]:

@@ -233,6 +233,7 @@ class View:
                 "fault_set_name": None if fault_set is None else fault_set.name,
                 "state": sds.state,
                 "serving": runtime is not None and runtime.serving,
+                "connected": runtime is not None,
                 "removing": sds.removing,
                 "node": sds.node,
                 "ip": sds.ip,

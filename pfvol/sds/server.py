@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -180,6 +180,11 @@ class Server:
                 present, tags, bad = await self._ask_engine(ask, VERIFY_TIMEOUT_SECONDS)
                 answers.append([present, tags, bad] if present else [False, None, None])
             return answers
+
+    def repair(self, volume_id: int, chunks: Iterable[int]) -> None:
+        """Has bad blocks of these chunks rewritten from their other copy, soon."""
+        for chunk in chunks:
+            self._target.repair(volume_id, chunk)
 
     async def corrupt(self, volume_id: int, chunk: int, block: int) -> None:
         """Flips bytes of a stored block. NotFoundError: no copy here; ConflictError: never written; DeviceError."""
