@@ -200,21 +200,22 @@ cdef int flush_segment_set(Engine* e, Volume* v, uint32_t segment, const void* e
 
 
 cdef void _entry_changed(Engine* e, Volume* v, const MapEntry* before, const MapEntry* entry) noexcept nogil:
-    cdef bint consecutive = entry.epoch == before.epoch + 1
-    if consecutive and entry.primary == before.primary and entry.secondary == before.secondary:
+    cdef uint32_t changes = entry.epoch - before.epoch
+    if changes == 1 and entry.primary == before.primary and entry.secondary == before.secondary:
         return
-    _left(e, before.primary, entry, consecutive)
-    _left(e, before.secondary, entry, consecutive)
+    _left(e, before.primary, entry, changes)
+    _left(e, before.secondary, entry, changes)
     if v.dirty.count and entry.primary:
         _joined(e, v, entry)
         _tidy_soon(e, v)
 
 
-cdef void _left(Engine* e, uint16_t sds_id, const MapEntry* entry, bint consecutive) noexcept nogil:
-    """The SDS may have been out of the set. If we have missed something, only the primary is taken to have stayed: who
-    comes back is a secondary."""
+cdef void _left(Engine* e, uint16_t sds_id, const MapEntry* entry, uint32_t changes) noexcept nogil:
+    """The SDS may have been out of the set, if we have missed something. Out and back as a secondary takes two changes,
+    and to lead again one more."""
     cdef Sds* s = sds_get(e, sds_id)
-    if s != NULL and entry.primary != sds_id and not (consecutive and entry.secondary == sds_id):
+    cdef bint stayed = (entry.primary == sds_id and changes <= 2) or (entry.secondary == sds_id and changes == 1)
+    if s != NULL and not stayed:
         s.left_at = e.happened
 
 

@@ -398,6 +398,16 @@ def test_change_of_the_map_that_was_missed_counts_as_having_been_out() -> None:
         assert r.do("flush")[0] == errno.EIO
 
 
+@pytest.mark.parametrize(("epoch", "expected"), [(3, 0), (4, errno.EIO)])
+def test_primary_may_have_been_out_when_three_changes_were_missed(epoch: int, expected: int) -> None:
+    """Out, back as a secondary, and leading again: 2, alone meanwhile, lost its memory."""
+    with rig() as r:
+        dirty(r)
+        told(r, epoch, 1, 2)
+        power_cycle(r, 2)
+        assert r.do("flush")[0] == expected
+
+
 def test_server_that_stayed_vouches_though_the_other_lost_its_memory() -> None:
     with rig() as r:
         dirty(r)
