@@ -138,6 +138,8 @@ cdef enum RequestSource:
 
 cdef struct FlushMember:
     Sds* sds
+    bint due                         # to be asked
+    bint spared                      # not waited for, since others vouched
     bint good                        # all it had acknowledged is on its disks, since
     uint64_t incarnation             # this durable incarnation began
 

@@ -360,6 +360,23 @@ def test_flush_of_a_server_that_hangs_and_is_out_of_the_set_does_not_wait_a_seco
         assert time.monotonic() - started < 0.9
 
 
+def test_server_is_asked_after_all_when_who_vouched_for_it_leaves_before_the_flush_ends() -> None:
+    with rig(sds=3) as r:
+        r.map = segment((1, 1, 2), (1, 3, 0))
+        dirty(r)
+        r.write(CHUNK, b"w")
+        for n in (1, 3):
+            r.sds[n].rule = only(wire.OP_FLUSH, Silent, times=1)
+        token = r.start("flush")
+        r.until(lambda: flushes(r) == {1: 1, 2: 1, 3: 1})
+        asked = time.monotonic()
+        r.until(lambda: time.monotonic() - asked > 1.5)  # 2 has vouched for 1 by now; 3 is still waited for
+        r.engine.set_segment(VOLUME, 0, segment((2, 1, 0), (1, 3, 0)))
+        r.sds[3].reset()  # it is asked again, and answers
+        assert r.finish(token)[0] == 0
+        assert flushes(r) == {1: 2, 2: 1, 3: 2}
+
+
 def test_late_answer_to_a_flush_that_was_spared_is_dropped_and_the_connection_stays() -> None:
     with rig(deadline=20) as r:
         dirty(r)
