@@ -173,6 +173,7 @@ class Control:
             "volumes": [
                 volume.volume_id for volume in state.volumes.values() if volume.mappings and volume.uses(sds_id)
             ],
+            "learning": [volume.volume_id for volume in state.volumes.values() if volume.is_copied(sds_id)],
         }
 
     async def _sds_report(self, session: Session, params: Params) -> None:

@@ -88,7 +88,7 @@ class Progress:
             self._moved_at = now
             self._samples.clear()
             self.status = Status()
-        if left < self._left or copied_bytes:
+        if left < self._left or copied_bytes or paused:
             self._moved_at = now
         self._done += max(0, self._left - left)
         self._left = left

@@ -207,7 +207,8 @@ async def test_cancelled_until_it_is_started_also_over_a_restart(tmp_path: Path)
         world.sds[1:] = [await again(made, mdm, sds) for sds in world.sds[1:]]
         for sds in world.sds[1:]:
             world.listen(sds)
-        await mdm.client.post("/rebuild/start/pool")
+        started = await mdm.client.post("/rebuild/start/pool")
+        assert (started["state"], started["reason"]) == ("IN_PROGRESS", None)  # at once: who waits for its end, waits
         await world.until_state("COMPLETED")
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pfvol.constants import CHUNK_SIZE_BYTES
-from pfvol.errors import Error
+from pfvol.errors import ConflictError, Error
 from pfvol.sdc import launch
 from tools.demo.hosts import POOL, Hosts, HostsError, Shape, cluster
 from tools.demo.network import NetworkError
@@ -311,7 +311,10 @@ class Rebuilds:
                 if self.status().state != "IN_PROGRESS":
                     one.during.pop()
                     break
-                self.switch("cancel")
+                try:
+                    self.switch("cancel")
+                except ConflictError:  # it has just ended
+                    break
                 self.wait(TURN_BEGINS_SECONDS)
                 one.without.append(self.wait(TURN_SECONDS))
                 self.switch("start")
