@@ -163,6 +163,8 @@ class Rebuilds:
     @contextmanager
     def round(self, what: str, limit_mbps: int) -> Iterator[Round]:
         """Everybody has a share; a server is lost. In the block the rebuild is under way; after it, it has ended."""
+        if self.rounds:
+            self._bring_back(self.rounds[-1].victim)
         one = Round(what, self.rng.choice(self.hosts.shape.servers), limit_mbps)
         self.set_limit(limit_mbps)
         one.without.append(self.wait(self.quiet_seconds))
@@ -178,7 +180,6 @@ class Rebuilds:
         one.without.append(self.wait(self.quiet_seconds))
         self.rounds.append(one)
         print(describe(one), flush=True)
-        self._bring_back(one.victim)
 
     def follow(self, one: Round, at: Callable[[Sample], None] = lambda _: None) -> list[Sample]:
         """Until the rebuild has ended: every status that there was."""
