@@ -629,7 +629,7 @@ cdef class Target:
             return ("leaving", m.a, bool(m.b), bool(m.c), list(zip(numbers[::2], numbers[1::2], strict=True)))
         if m.kind == EV_LEARNED:
             numbers = memoryview(data).cast("Q").tolist()
-            return ("learned", m.a, list(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)))
+            return ("learned", m.a, list(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)), m.b)
         if m.kind == EV_LEARNER_LOST:
             numbers = memoryview(data).cast("Q").tolist()
             return ("learner_lost", m.a, list(zip(numbers[::2], numbers[1::2], strict=True)))
