@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mdm.model import Device
 from pfvol.constants import REBUILD_DELAY_SECONDS_DEFAULT, REBUILD_RATE_LIMIT_MBPS_DEFAULT
@@ -140,6 +141,17 @@ class KeepSds:
     """Takes a removal back that has not ended yet."""
 
     sds_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TellFaults:
+    """An SDS fails on purpose (``what`` is ``failed``), does so no more (``recovered``), or its disks are made to
+    misbehave, or no longer are (``injected``); ``message`` says it to people."""
+
+    sds_id: int
+    what: str
+    message: str
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,6 +326,7 @@ Command = (
     | CancelRebuild
     | TellRebuild
     | TellRepairs
+    | TellFaults
     | AddSdc
     | RemoveSdc
     | CreateVolume

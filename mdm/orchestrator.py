@@ -163,6 +163,7 @@ class Orchestrator:
             return  # It is emptied first.
         runtime = self.membership.sds.pop(command.sds_id, None)
         self.membership.sds_stats.pop(command.sds_id, None)
+        self.membership.faults.pop(command.sds_id, None)
         if runtime is not None:
             await self._tell([runtime.session], "stop", {})
         await self._tell_peers(outcome.state)

@@ -242,6 +242,7 @@ class View:
                 "used_capacity_bytes": stats.get("slots_used", 0) * CHUNK_SIZE_BYTES,
                 "device_count": len(sds.devices),
                 "failed_devices": [{"index": index, "message": message} for index, message in failed],
+                "faults": self._faults(sds),
                 "chunk_count": sds.copies,
                 "primary_chunk_count": sds.primaries,
                 "incarnation": sds.incarnation,
@@ -353,7 +354,7 @@ class View:
         limping = [sds for sds in state.sds.values() if sds.state is SdsState.DEGRADED]
         healths = [Health(pool["health"]) for pool in pools] + [Health.DEGRADED for _ in (*down, *limping)]
         reasons = [reason for pool in state.pools.values() for reason in self.pool_reasons(pool)]
-        reasons += [f"SDS {sds.name} is {sds.state}" for sds in (*down, *limping)]
+        reasons += [f"SDS {sds.name} is {sds.state}{self._on_purpose(sds)}" for sds in (*down, *limping)]
         return with_gb(
             {
                 "cluster_id": state.cluster.cluster_id.hex(),
@@ -378,6 +379,23 @@ class View:
 
     def _pd_of(self, pd_id: int) -> Object:
         return {"pd_id": self.id_of(Kind.PD, pd_id), "pd_name": self.state.pds[pd_id].name}
+
+    def _on_purpose(self, sds: Sds) -> str:
+        faults = self.membership.faults_of(sds.sds_id)
+        if faults.failed:
+            return f", on purpose: `pfvol sds recover {sds.name}` ends that"
+        return f", with faults on purpose: {', '.join(faults.rules)}" if faults.rules else ""
+
+    def _faults(self, sds: Sds) -> Object:
+        faults = self.membership.faults_of(sds.sds_id)
+        return {
+            "failed": faults.failed,
+            "until": faults.until,
+            "rules": list(faults.rules),
+            "errors_injected": faults.errors_injected,
+            "delays_injected": faults.delays_injected,
+            "blocks_corrupted": faults.blocks_corrupted,
+        }
 
     def _sds_summary(self, sds: Sds) -> Object:
         return self._named(Kind.SDS, sds.sds_id, sds.name) | {"state": sds.state}

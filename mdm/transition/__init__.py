@@ -41,6 +41,7 @@ _HANDLERS: dict[type, Callable[[Draft, Any], Any]] = {
     commands.CancelRebuild: topology.cancel_rebuild,
     commands.TellRebuild: topology.tell_rebuild,
     commands.TellRepairs: nodes.tell_repairs,
+    commands.TellFaults: nodes.tell_faults,
     commands.AddSds: nodes.add_sds,
     commands.RemoveSds: nodes.remove_sds,
     commands.KeepSds: nodes.keep_sds,

@@ -124,7 +124,8 @@ def register_sds(draft: Draft, command: commands.RegisterSds) -> None:
         raise ConflictError(f"SDS {sds.name} belongs to node {sds.node}, not to {command.node}")
     whole("an incarnation", command.incarnation, 0, INCARNATION_MAX)
     member = any(sds.sds_id in holders.members for holders in _placements(draft))
-    older = bool(sds.copies) and command.incarnation < sds.incarnation
+    # Without devices it serves nothing, and its incarnation, which is theirs, is not known.
+    older = bool(command.devices and sds.copies) and command.incarnation < sds.incarnation
     if member and older:
         raise ConflictError(
             f"SDS {sds.name} was last seen in incarnation {sds.incarnation} and now comes with {command.incarnation}: "
@@ -139,7 +140,7 @@ def register_sds(draft: Draft, command: commands.RegisterSds) -> None:
             f"({missing[0].device_id}): bring its devices back as they were",
             missing=[device.device_id for device in missing],
         )
-    if command.devices and sds.copies and (older or missing):
+    if older or (command.devices and sds.copies and missing):
         _begin_anew(draft, sds)
     new = replace(
         sds,
@@ -261,6 +262,24 @@ def tell_repairs(draft: Draft, command: commands.TellRepairs) -> None:
         pd_id=sds.pd_id,
         sds_id=sds.sds_id,
         details={"repaired": command.repaired, "unrepairable": lost},
+    )
+
+
+_FAULT_EVENTS = {
+    "failed": EventType.SDS_FAILED,
+    "recovered": EventType.SDS_RECOVERED,
+    "injected": EventType.SDS_FAULTS_INJECTED,
+}
+
+
+def tell_faults(draft: Draft, command: commands.TellFaults) -> None:
+    sds: Sds = draft.get(Kind.SDS, command.sds_id)
+    draft.event(
+        _FAULT_EVENTS[command.what],
+        f"SDS {sds.name} {command.message}",
+        pd_id=sds.pd_id,
+        sds_id=sds.sds_id,
+        details=command.details,
     )
 
 
