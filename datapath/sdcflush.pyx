@@ -9,6 +9,8 @@ Owns the flush requests' members and the verdict. The engine's thread runs every
 - If it has been out of a set meanwhile, its copy may have been replaced by that of an SDS that was alone and lost its
   memory. Then all of the pair must have kept their writes, and no SDS that we know may have lost its memory since. (Of
   one that we had not been connected to before the write we do not know what it had; it is only believed like that.)
+- When an operator has forced an older copy to serve (the entry's epoch is of another era), nobody can vouch for what
+  was written before. What the SDS that had it says is true and worth nothing: its copy is made the older one.
 - Who joins a set has the writes in its memory only. So it is asked too: the new pair counts as written to.
 
 A pair whose members have all been out, and one of them for good, could vouch no more for what is safe elsewhere. So the
@@ -28,6 +30,7 @@ from datapath.wire cimport OP_FLUSH
 
 cdef enum:
     ENTRIES = 1024                   # of a segment
+    ERA_BITS = 20                    # an epoch's lower bits: EPOCH_ERA
     TIDY_NS = 1000000000             # the sets have not changed for so long, or
     TIDY_BY_NS = 10000000000         # changed first so long ago: the volume is flushed
 
@@ -125,6 +128,8 @@ cdef inline bint _stayed(Engine* e, uint16_t sds_id, uint64_t since) noexcept no
 
 
 cdef bint _safe(Engine* e, const Request* r, const DirtyPair* pair) noexcept nogil:
+    if r.volume.forced_at > pair.since:
+        return False
     if _kept(r, pair.primary, pair.primary_incarnation) and _stayed(e, pair.primary, pair.since):
         return True
     if _kept(r, pair.secondary, pair.secondary_incarnation) and _stayed(e, pair.secondary, pair.since):
@@ -143,6 +148,8 @@ cdef int flush_spares(Engine* e, Part* p) noexcept nogil:
     cdef int result = SPARES_NOW
     for i in range(r.pair_count):
         pair = &r.pairs[i]
+        if r.volume.forced_at > pair.since:
+            continue                 # nobody can vouch for it
         if pair.primary == sds_id:
             other = pair.secondary
             incarnation = pair.secondary_incarnation
@@ -219,11 +226,15 @@ cdef int flush_segment_set(Engine* e, Volume* v, uint32_t segment, const void* e
         entry = &v.map.segments[segment][i]
         if before[i].epoch and entry.epoch > before[i].epoch:
             _entry_changed(e, v, &before[i], entry)
+    if v.forced_at == e.happened:
+        emit(e, EV_FORCED, segment, v.id, 0, 0, NULL, 0)
     return 0
 
 
 cdef void _entry_changed(Engine* e, Volume* v, const MapEntry* before, const MapEntry* entry) noexcept nogil:
     cdef uint32_t changes = entry.epoch - before.epoch
+    if entry.epoch >> ERA_BITS != before.epoch >> ERA_BITS:
+        v.forced_at = e.happened
     if changes == 1 and entry.primary == before.primary and entry.secondary == before.secondary:
         return
     _left(e, before.primary, entry, changes)

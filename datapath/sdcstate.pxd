@@ -105,6 +105,7 @@ cdef struct Volume:
     uint64_t tidy_ns                 # when the engine flushes it by itself; 0: it does not
     uint64_t tidy_by_ns
     bint tidying
+    uint64_t forced_at               # Engine.happened when an older copy was last made to serve
     uint32_t writes_since_flush
     uint32_t flush_streak            # flushes in a row that had one write before them
     # Python reads these
@@ -313,6 +314,7 @@ cdef enum EventKind:
     EV_CHECKSUM_ERROR = 9
     EV_RELAY_CLOSED = 10
     EV_PAST_END = 11
+    EV_FORCED = 12                   # a volume's chunk is served from an older copy now
 
 # Why an application got an error (Request.reason).
 cdef enum Reason:

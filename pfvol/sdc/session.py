@@ -484,12 +484,24 @@ class SdcSession:
                 pass  # pyfuse3 is ending because the mount is, or has failed, which ends the mount.
             case ("io_error", volume_id, code, message):
                 self._on_io_error(volume_id, code, message)
+            case ("forced", volume_id, index):
+                self._on_forced(volume_id, index)
             case ("past_end", volume_id):
                 self._want_size_corrected(volume_id)
             case ("checksum_error", volume_id, chunk_index, sds_id):
                 self._log.error("a block did not verify", volume_id=volume_id, chunk_index=chunk_index, sds_id=sds_id)
             case _:
                 self._log.error("the engine said something unknown", event_=event)
+
+    def _on_forced(self, volume_id: int, index: int) -> None:
+        """The kernel's cache is of the copy that is gone."""
+        volume, notifier = self.table.by_id.get(volume_id), self._notifier
+        if volume is None or notifier is None:
+            return
+        self._log.error("an older copy serves, by an operator's word: data was lost", volume=volume.name, segment=index)
+        assert self._nursery is not None
+        message = notify.forget_data(volume.inode, index * SEGMENT_BYTES, SEGMENT_BYTES)
+        self._nursery.start_soon(self._send_to_kernel, notifier, [message])
 
     def _on_io_error(self, volume_id: int, code: int, message: str) -> None:
         name = errno.errorcode.get(code, str(code))

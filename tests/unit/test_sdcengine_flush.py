@@ -11,6 +11,7 @@ import pytest
 from sdcengine_fakes import BLOCK, CHUNK, INODE, VOLUME, Close, Rig, Silent, only, rig, segment
 
 from datapath import wire
+from pfvol.constants import EPOCH_ERA
 
 
 def flushes(r: Rig) -> dict[int, int]:
@@ -545,4 +546,38 @@ def test_loss_that_the_engine_finds_by_itself_is_told_to_the_next_flush() -> Non
         r.until(lambda: r.engine.stats()["sds"][1]["in_flight"] == 0)
         assert not r.seen("io_error")
         assert r.do("flush")[0] == errno.EIO
+        assert r.do("flush")[0] == 0
+
+
+@pytest.mark.parametrize(("entry", "there"), [((2, 2, 0), False), ((2, 2, 0), True), ((5, 2, 1), True)])
+def test_what_was_written_before_an_older_copy_was_forced_is_told_of_as_lost(
+    entry: tuple[int, int, int], there: bool
+) -> None:
+    """1 had it alone; 2, which had left, was made to serve. 1 may be gone, or come back and say that its disk has all
+    of it, and changes of the map may have been missed."""
+    with rig(deadline=20) as r:
+        r.map = segment((1, 1, 0))
+        dirty(r)
+        if not there:
+            gone(r, 1)
+        told(r, EPOCH_ERA + entry[0], *entry[1:])
+        started = time.monotonic()
+        assert r.do("flush")[0] == errno.EIO
+        assert time.monotonic() - started < 5
+        assert r.seen("forced") == [("forced", VOLUME, 0)]
+        assert r.do("flush")[0] == 0, "it is told once"
+        if there:
+            dirty(r)
+        else:
+            r.write(0, b"w" * BLOCK)
+        assert r.do("flush")[0] == 0
+
+
+def test_a_forced_copy_is_no_loss_for_what_was_flushed() -> None:
+    with rig() as r:
+        r.map = segment((1, 1, 0))
+        dirty(r)
+        assert r.do("flush")[0] == 0
+        told(r, EPOCH_ERA + 2, 2, 0)
+        r.until(lambda: r.seen("forced"))
         assert r.do("flush")[0] == 0
