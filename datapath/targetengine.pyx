@@ -9,8 +9,8 @@ from libc.errno cimport EAGAIN, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int64_t, uint16_t
 from libc.stdlib cimport calloc, malloc, realloc
 from libc.string cimport memcpy, memset
-from posix.unistd cimport pread
 from datapath.device cimport device_offset
+from datapath.disk cimport disk_pread
 from datapath.checksum cimport block_seed, check_range, crc32c
 from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_intent, chunk_put,
                                   chunk_tags, chunk_trim, chunk_write)
@@ -372,8 +372,8 @@ cdef bint prepare_write(Engine* e, Op* op) noexcept nogil:
         if tag_good_hole(&tags[block], op.chunk.volume_id, op.chunk.index, block):
             memset(at + (edge << BLOCK_SHIFT), 0, BLOCK_SIZE)
             continue
-        if pread(chunk_fd(e, op.chunk), at + (edge << BLOCK_SHIFT), BLOCK_SIZE,
-                 <int64_t>device_offset(op.chunk.slot) + (<int64_t>block << BLOCK_SHIFT)) != BLOCK_SIZE:
+        if disk_pread(chunk_fd(e, op.chunk), at + (edge << BLOCK_SHIFT), BLOCK_SIZE,
+                      <int64_t>device_offset(op.chunk.slot) + (<int64_t>block << BLOCK_SHIFT)) != BLOCK_SIZE:
             buf_put(&e.pool, whole)
             op_settle(e, op, PENDING_LOCAL, block_lost(e, op.chunk))
             return False

@@ -2,8 +2,8 @@
 
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
-from posix.unistd cimport pread
 from datapath.device cimport device_offset
+from datapath.disk cimport disk_pread
 from datapath.checksum cimport check_range, verify_range
 from datapath.chunkstore cimport chunk_fd, chunk_find, chunk_get, chunk_tags
 from datapath.connection cimport buf_get, buf_put, buf_ref
@@ -293,8 +293,8 @@ cdef void pull_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
         reply_to(e, c.id, h, ST_BUSY, 0)
         return
     tags = chunk_tags(e, chunk) + first
-    if pread(chunk_fd(e, chunk), b.data + 20 * count, h.length,
-             <int64_t>device_offset(chunk.slot) + h.offset) != h.length:
+    if disk_pread(chunk_fd(e, chunk), b.data + 20 * count, h.length,
+                  <int64_t>device_offset(chunk.slot) + h.offset) != h.length:
         buf_put(&e.pool, b)
         reply_to(e, c.id, h, ST_IO_ERROR, 0)
         return

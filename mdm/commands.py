@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mdm.model import Device
 from pfvol.constants import REBUILD_DELAY_SECONDS_DEFAULT, REBUILD_RATE_LIMIT_MBPS_DEFAULT
@@ -140,6 +141,17 @@ class KeepSds:
     """Takes a removal back that has not ended yet."""
 
     sds_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TellFaults:
+    """An SDS fails on purpose (``what`` is ``failed``), does so no more (``recovered``), or its disks are made to
+    misbehave, or no longer are (``injected``); ``message`` says it to people."""
+
+    sds_id: int
+    what: str
+    message: str
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,13 +290,17 @@ class SetLearners:
 
 @dataclass(frozen=True, kw_only=True)
 class ForceAlone:
-    """An operator accepts the loss of what only other copies have: the SDS, which is UP and a member or the learner
-    (who is neither has given its copy back), becomes the only member of those chunks that no other member serves. Of
-    all volumes or one; of all its chunks or some. Result: how many entries changed."""
+    """An operator accepts the loss of what only other copies have: the SDS, which is UP, becomes the only member of
+    those chunks that no other member serves, if it has an older whole copy of them (it is a member, or the learner that
+    left last) or, with ``incomplete``, is a learner that was never whole. Of all volumes or one; of all its chunks or
+    some. Without ``accepted`` it is refused, with a text that says what would be lost. Result: how many entries
+    changed."""
 
     sds_id: int
     volume_id: int | None = None
     chunks: frozenset[int] | None = None
+    incomplete: bool = False
+    accepted: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +326,7 @@ Command = (
     | CancelRebuild
     | TellRebuild
     | TellRepairs
+    | TellFaults
     | AddSdc
     | RemoveSdc
     | CreateVolume

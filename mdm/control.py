@@ -13,7 +13,7 @@ from typing import Any
 
 import trio
 
-from mdm import commands
+from mdm import commands, faults
 from mdm.membership import Candidate, SdcRuntime, SdsRuntime, peers_of
 from mdm.model import Device, Volume, VolumeMapping
 from mdm.orchestrator import Orchestrator, volume_info
@@ -106,6 +106,7 @@ class Control:
         address = _address(params.get("data_address"), "data_address")
         http = None if params.get("http_address") is None else _address(params["http_address"], "http_address")
         devices = _devices(params.get("devices"))
+        suffers = faults.parse_status(params.get("faults"))
         cluster_id = self._manager.state.cluster.cluster_id
         if params.get("cluster_id") not in (None, cluster_id):
             raise ConflictError(f"the devices of {name} belong to another cluster: use another data directory")
@@ -146,6 +147,7 @@ class Control:
             raise ConflictError(f"{name} has connected again")
         candidate.sds_id = sds.sds_id
         self._ids[session] = sds.sds_id
+        await faults.note(self._orchestrator, sds.sds_id, suffers, is_newest=True)
         return self._admission(session, sds.sds_id, serving=bool(devices))
 
     def _withdraw(self, sds_id: int, runtime: SdsRuntime) -> None:
@@ -188,6 +190,7 @@ class Control:
         if bool(runtime.failed_devices) is not failed:
             _log.warning("devices of an SDS", peer=str(session.peer), failed=runtime.failed_devices)
             self._orchestrator.wake()
+        await faults.note(self._orchestrator, sds_id, faults.parse_status(params.get("faults")))
         purged = _numbers(params.get("purged"), PURGED_MAX)
         await self._orchestrator.purged(sds_id, purged)
         repaired = self._repairs.news(sds_id, stats, trio.current_time())

@@ -24,19 +24,21 @@ import trio
 
 from mdm import commands
 from mdm.commands import Command
+from mdm.health import down, forced_out
 from mdm.manager import Manager, Outcome
 from mdm.membership import Membership, peers_of
 from mdm.model import Holders, Joined, SdsState, State, Volume
 from mdm.pushes import Pushes
 from mdm.segments import entry_of
 from mdm.verify import Answer, VerifyReport, check_copies, check_placement, is_answer
+from pfvol.config import format_address
 from pfvol.constants import (
     CHUNK_SIZE_BYTES,
     HEARTBEAT_SECONDS,
     RPC_TIMEOUT_SECONDS,
     SDS_DOWN_AFTER_SECONDS,
 )
-from pfvol.errors import Error, NotFoundError
+from pfvol.errors import ConflictError, Error, NotFoundError
 from pfvol.log import get_logger
 from pfvol.rpc.messages import Params
 from pfvol.rpc.session import Session
@@ -74,7 +76,7 @@ class Orchestrator:
             commands.AddSds: self._after_add_sds,
             commands.RemoveSds: self._after_remove_sds,
             commands.RemoveSdc: self._after_remove_sdc,
-            commands.RegisterSds: self._after_sds_change,
+            commands.RegisterSds: self._after_register,
             commands.SetSdsState: self._after_sds_change,
             commands.CreateVolume: self._after_create,
             commands.ExtendVolume: self._after_extend,
@@ -94,6 +96,8 @@ class Orchestrator:
     async def execute(self, command: Command) -> Outcome:
         """Carries out a command; when it answers, it is durable and in force. Raises what it is refused with."""
         follow = self._follow.get(type(command))
+        if isinstance(command, commands.ForceAlone) and command.accepted:
+            await self._refuse_while_alive(command)
         with trio.CancelScope(shield=True):
             with self.pushes.joining(command) if isinstance(command, commands.JoinLearners) else nullcontext():
                 outcome = await self.manager.execute(self._completed(command))
@@ -123,6 +127,25 @@ class Orchestrator:
                 return replace(command, chunks=chunks - self.pushes.unsettled())
         return command
 
+    async def _refuse_while_alive(self, command: commands.ForceAlone) -> None:
+        """Who is DOWN for us may be cut off from us alone, and serve clients: the SDS that is to take its place looks
+        whether it still listens."""
+        state, runtime = self.manager.state, self.membership.sds.get(command.sds_id)
+        if runtime is None or command.sds_id not in state.sds:
+            return  # The command itself says why not.
+        wanted = [
+            volume for key, volume in state.volumes.items() if command.volume_id is None or key == command.volume_id
+        ]
+        for sds_id in sorted(forced_out(wanted, command.sds_id, down(state))):
+            params: Params = {"peer": sds_id}
+            if await runtime.session.call("listens", params, timeout=RPC_TIMEOUT_SECONDS):
+                peer = state.sds[sds_id]
+                raise ConflictError(
+                    f"SDS {peer.name} is DOWN, but something still takes connections at "
+                    f"{format_address(peer.data_address) if peer.data_address else 'its address'}: clients may go on "
+                    "with it. Stop its process (or have it reach the MDM again), then promote"
+                )
+
     def _thin_use(self, pool_id: int) -> dict[str, Any]:
         state, membership = self.manager.state, self.membership
         return {
@@ -140,6 +163,7 @@ class Orchestrator:
             return  # It is emptied first.
         runtime = self.membership.sds.pop(command.sds_id, None)
         self.membership.sds_stats.pop(command.sds_id, None)
+        self.membership.faults.pop(command.sds_id, None)
         if runtime is not None:
             await self._tell([runtime.session], "stop", {})
         await self._tell_peers(outcome.state)
@@ -148,6 +172,10 @@ class Orchestrator:
         runtime = self.membership.sdc.pop(command.sdc_id, None)
         if runtime is not None:
             runtime.session.close("the SDC was removed")
+
+    async def _after_register(self, _: Any, outcome: Outcome) -> None:
+        self.pushes.publish()  # One that comes back with nothing learns anew.
+        await self._after_sds_change(_, outcome)
 
     async def _after_sds_change(self, _: Any, outcome: Outcome) -> None:
         self.wake()

@@ -1,4 +1,4 @@
-"""Who has a chunk: members left out, learners named and joined, and one SDS forced to go on alone.
+"""Who has a chunk: members left out, learners named and joined. (``forced``: one SDS made to go on alone.)
 
 Each command is for many chunks at once: one SDS down is one command over all that it shared with another one. Each is
 a compare-and-set, entry by entry: what is no longer as the command assumes is passed over.
@@ -10,7 +10,6 @@ from collections.abc import Iterable
 
 from mdm import commands
 from mdm.events import EventType
-from mdm.health import down
 from mdm.identity import Kind
 from mdm.model import Holders, Joined, Sds, SdsState, Volume
 from mdm.segments import Entry, Rewriter, Rewritten, Roles, edit
@@ -63,7 +62,7 @@ def leave_out(draft: Draft, command: commands.LeaveOut) -> int:
             sds_id=left.sds_id,
             details={"chunks": lost, "alone": keeper.name},
         )
-    return _finish(draft, changed)
+    return finish(draft, changed)
 
 
 def withdraw(draft: Draft, command: commands.Withdraw) -> int:
@@ -94,7 +93,7 @@ def withdraw(draft: Draft, command: commands.Withdraw) -> int:
             sds_id=sds.sds_id,
             details={"chunks": lost, "alone": peer.name},
         )
-    return _finish(draft, changed)
+    return finish(draft, changed)
 
 
 def join_learners(draft: Draft, command: commands.JoinLearners) -> Joined:
@@ -137,7 +136,7 @@ def join_learners(draft: Draft, command: commands.JoinLearners) -> Joined:
             sds_id=learner.sds_id,
             details={"chunks": entries, "moved": len(moved)},
         )
-    return Joined(_finish(draft, changed), tuple(moved))
+    return Joined(finish(draft, changed), tuple(moved))
 
 
 def set_learners(draft: Draft, command: commands.SetLearners) -> int:
@@ -160,53 +159,16 @@ def set_learners(draft: Draft, command: commands.SetLearners) -> int:
             roles = entry.roles
             if epoch != entry.epoch or sds_id not in fitting or sds_id == roles.learner:
                 return None
-            return None if sds_id in roles.holders.members else roles._replace(learner=sds_id)
+            if sds_id in roles.holders.members:
+                return None
+            # A learner that is `left` has an older copy. Who was passed over has given it back.
+            return roles._replace(learner=sds_id, left=0 if roles.left == sds_id else roles.left)
 
         done = edit(draft.table("maps")[volume_id], wanted, change)
         if done.entries:
             draft.change_map(volume, done)
             changed.append((volume, done))
-    return _finish(draft, changed)
-
-
-def force_alone(draft: Draft, command: commands.ForceAlone) -> int:
-    sds: Sds = draft.get(Kind.SDS, command.sds_id)
-    if sds.state is SdsState.DOWN:
-        raise ConflictError(f"SDS {sds.name} is DOWN: start it before it is made to serve alone")
-    if command.chunks is not None and command.volume_id is None:
-        raise InvalidError("chunks are those of one volume: name it")
-    volumes = list(_volumes(draft)) if command.volume_id is None else [draft.get(Kind.VOLUME, command.volume_id)]
-    gone = down(draft.state)
-
-    def change(roles: Roles) -> Roles | None:
-        others = [sds_id for sds_id in roles.holders.members if sds_id != sds.sds_id]
-        if not others or not gone.issuperset(others):
-            return None
-        return Roles(sds.sds_id, 0, others[0], others[0]) if sds.sds_id in roles.holders.all else None
-
-    rewriter = Rewriter(change)
-    changed = []
-    for volume in volumes:
-        segments = draft.table("maps")[volume.volume_id]
-        if command.chunks is None:
-            done = rewriter.rewrite(segments)
-        else:
-            done = edit(segments, command.chunks, lambda _, entry: change(entry.roles))
-        if done.entries:
-            draft.change_map(volume, done)
-            changed.append((volume, done))
-    entries = sum(done.entries for _, done in changed)
-    if entries:
-        names = ", ".join(sorted(volume.name for volume, _ in changed)[:5])
-        draft.event(
-            EventType.DATA_LOSS_ACCEPTED,
-            f"SDS {sds.name} was forced to serve {entries} chunks of {names} alone: what only other copies had is lost",
-            pd_id=sds.pd_id,
-            volume_id=command.volume_id,
-            sds_id=sds.sds_id,
-            details={"chunks": entries},
-        )
-    return _finish(draft, changed)
+    return finish(draft, changed)
 
 
 def _volumes(draft: Draft) -> Iterable[Volume]:
@@ -234,9 +196,9 @@ def _who_goes(draft: Draft, holders: Holders) -> int:
     return max((holders.secondary, holders.primary), key=why)
 
 
-def _finish(draft: Draft, changed: list[tuple[Volume, Rewritten]]) -> int:
+def finish(draft: Draft, changed: list[tuple[Volume, Rewritten]]) -> int:
     """Raises the map's version and tells whose health is another now; how many entries changed."""
     if changed:
         draft.next_number("map", 2**63 - 1)
-        draft.tell_health([volume for volume, _ in changed])
+        draft.tell_health({volume.volume_id: volume for volume, _ in changed}.values())
     return sum(done.entries for _, done in changed)
