@@ -179,6 +179,7 @@ class Control:
             "volumes": [
                 volume.volume_id for volume in state.volumes.values() if volume.mappings and volume.uses(sds_id)
             ],
+            "learning": [volume.volume_id for volume in state.volumes.values() if volume.is_copied(sds_id)],
         }
 
     async def _sds_report(self, session: Session, params: Params) -> None:
@@ -189,6 +190,7 @@ class Control:
         failed = bool(runtime.failed_devices)
         if stats := _stats(params.get("stats"), 4):  # empty while it does not serve: it holds what it held
             self._membership.sds_stats[sds_id] = stats
+            runtime.has_copied(stats.get("resync_bytes", 0))
         runtime.failed_devices = _failed_devices(params.get("failed_devices"))
         runtime.reported_at = trio.current_time()
         if bool(runtime.failed_devices) is not failed:
@@ -256,6 +258,7 @@ class Control:
         asker, learner = self._serving(session), _whole(params, "learner")
         self._here(learner)
         chunks = tuple(_chunks(params.get("chunks"), 3))
+        self._membership.sds[asker].has_copied(_whole(params, "resync_bytes"))
         outcome = await self._orchestrator.execute(commands.JoinLearners(primary=asker, learner=learner, chunks=chunks))
         return {"joined": outcome.result.entries, "version": self._manager.state.map_version}
 

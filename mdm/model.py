@@ -221,6 +221,10 @@ class Volume:
         """Whether a copy of a chunk is, or is being made, on this SDS."""
         return any(sds_id in holders for holders in self.placement)
 
+    def is_copied(self, sds_id: int) -> bool:
+        """Whether a chunk is to be copied from or to this SDS."""
+        return any(holders.learner and sds_id in holders for holders in self.placement)
+
     def mapping(self, sdc_id: int) -> VolumeMapping | None:
         return next((mapping for mapping in self.mappings if mapping.sdc_id == sdc_id), None)
 

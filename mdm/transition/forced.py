@@ -52,15 +52,16 @@ def force_alone(draft: Draft, command: commands.ForceAlone) -> int:
     changes = Changes(draft)
     for kinds, step in ((taken & {MEMBER}, 1), (taken - {MEMBER}, EPOCH_ERA)):
         _rewrite(draft, changes, volumes, command, _rule(sds, kind_of, kinds), step)
-    if entries := changes.entries:
+    if changes.entries:
         names = ", ".join(sorted(volume.name for volume in changes.volumes.values())[:VOLUMES_NAMED_MAX])
         draft.event(
             EventType.DATA_LOSS_ACCEPTED,
-            f"SDS {sds.name} was forced to serve {entries} chunks of {names} alone: what only other copies had is lost",
+            f"SDS {sds.name} was forced to serve {changes.entries} chunks of {names} alone: "
+            "what only other copies had is lost",
             pd_id=sds.pd_id,
             volume_id=command.volume_id,
             sds_id=sds.sds_id,
-            details={"chunks": entries},
+            details={"chunks": changes.entries},
         )
     return changes.finish()
 
@@ -109,7 +110,7 @@ def _rewrite(
             done = rewriter.rewrite(segments)
         else:
             done = edit(segments, command.chunks, lambda _, entry: change(entry.roles), step=step)
-        changes.take(draft.table("volumes")[volume.volume_id], done)
+        changes.take(volume, done)
 
 
 def _survey(draft: Draft, volumes: Iterable[Volume], command: commands.ForceAlone, kind_of: KindOf) -> Found:

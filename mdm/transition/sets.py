@@ -178,7 +178,7 @@ class Changes:
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
         self.volumes: dict[int, Volume] = {}
-        """As they were before the command."""
+        """As they were, by id."""
         self.entries = 0
         self._counts: Counter[Holders] = Counter()
 
@@ -190,7 +190,7 @@ class Changes:
 
     def take(self, volume: Volume, done: Rewritten) -> None:
         if done.entries:
-            self._draft.change_map(volume, done)
+            self._draft.change_map(self._draft.table("volumes")[volume.volume_id], done)
             self.volumes.setdefault(volume.volume_id, volume)
             self.entries += done.entries
             self._counts.update(done.counts)

@@ -142,7 +142,8 @@ class FakeSds:
         return answer
 
     async def learned(self, learner: FakeSds, chunks: list[list[int]]) -> dict[str, Any]:
-        answer: dict[str, Any] = await self.session.call("sds.learned", {"learner": learner.sds_id, "chunks": chunks})
+        params = {"learner": learner.sds_id, "chunks": chunks, "resync_bytes": 0}
+        answer: dict[str, Any] = await self.session.call("sds.learned", params)
         return answer
 
     def told(self, method: str) -> list[dict[str, Any]]:
