@@ -139,6 +139,8 @@ cdef enum RequestSource:
 
 cdef struct FlushMember:
     Sds* sds
+    bint due                         # to be asked
+    bint spared                      # not waited for, since others vouched
     bint good                        # all it had acknowledged is on its disks, since
     uint64_t incarnation             # this durable incarnation began
 
@@ -190,7 +192,6 @@ cdef struct Part:
     uint8_t opcode
     uint8_t tries
     uint8_t payload_tries
-    uint8_t range_tries
     uint8_t bad                      # READ: members that have no good copy, by bit (0 primary, 1 secondary)
     uint8_t later                    # READ: members that asked to come again
     uint8_t bad_tries                # READ: times that all members were bad

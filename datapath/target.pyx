@@ -24,7 +24,7 @@ from datapath.targetengine cimport *
 from datapath.targetstate cimport *
 from datapath.targetdurability cimport checkpoint_start, durability_done
 from datapath.targetframes cimport grant, on_frame, revoke
-from datapath.targetinspect cimport corrupt, verify
+from datapath.targetinspect cimport corrupt, repair, verify
 from datapath.targetlearn cimport (LEARN_WAIT_MS, copy_read, learn_begin, learn_free, learn_lost, learn_rate,
                                    learn_tick)
 from datapath.targetlease cimport (LEASE_NS, lease_tick, map_version_set, now, peer_connected, peer_dead,
@@ -75,6 +75,7 @@ cdef enum Command:
     CMD_RATE = 18
     CMD_SCRUB = 19
     CMD_CORRUPT = 20
+    CMD_REPAIR = 21
 
 
 cdef void arm(Engine* e, Conn* c, bint write) noexcept nogil:
@@ -202,6 +203,8 @@ cdef void command(Engine* e, Message* m) noexcept nogil:
         checkpoint_start(e)
     elif m.kind == CMD_VERIFY:
         verify(e, m.b, m.c, m.a)
+    elif m.kind == CMD_REPAIR:
+        repair(e, m.c, m.a)
     elif m.kind == CMD_CORRUPT:
         corrupt(e, m.b, m.c, m.a, <uint32_t>m.d)
     elif m.kind == CMD_MAP_VERSION:
@@ -570,6 +573,9 @@ cdef class Target:
     def verify(self, uint64_t token, uint64_t volume_id, uint32_t chunk_index):
         self._send(CMD_VERIFY, chunk_index, token, volume_id)
 
+    def repair(self, uint64_t volume_id, uint32_t chunk_index):
+        self._send(CMD_REPAIR, chunk_index, 0, volume_id)
+
     def corrupt(self, uint64_t token, uint64_t volume_id, uint32_t chunk_index, uint32_t block):
         self._send(CMD_CORRUPT, chunk_index, token, volume_id, block)
 
@@ -623,7 +629,7 @@ cdef class Target:
             return ("leaving", m.a, bool(m.b), bool(m.c), list(zip(numbers[::2], numbers[1::2], strict=True)))
         if m.kind == EV_LEARNED:
             numbers = memoryview(data).cast("Q").tolist()
-            return ("learned", m.a, list(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)))
+            return ("learned", m.a, list(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)), m.b)
         if m.kind == EV_LEARNER_LOST:
             numbers = memoryview(data).cast("Q").tolist()
             return ("learner_lost", m.a, list(zip(numbers[::2], numbers[1::2], strict=True)))

@@ -1,7 +1,7 @@
-"""What an operator asks of a chunk's copy here: whether it is good, or that it be bad (see targetinspect.pxd).
+"""What an operator asks of a chunk's copy here: whether it is good, that it be good, or that it be bad.
 
-Promises: nothing else is changed than the bytes of the block that was named, which has to be written and in use by that
-chunk at this moment; past the filters of datapath.disk, because whoever corrupts wants that to be done.
+Promises of the last: nothing else is changed than the bytes of the block that was named, which has to be written and in
+use by that chunk at this moment; past the filters of datapath.disk, because whoever corrupts wants that to be done.
 """
 
 from libc.errno cimport EIO, ENODATA, ENOENT, errno
@@ -14,6 +14,7 @@ from datapath.device cimport device_offset, device_verify_slot
 from datapath.ondisk cimport SLOT_NONE
 from datapath.tags cimport tag_is_hole
 from datapath.targetengine cimport EV_CORRUPTED, EV_VERIFIED, emit
+from datapath.targetrepair cimport repair_want
 from datapath.targetstate cimport *
 from datapath.wire cimport BLOCK_SHIFT, BLOCK_SIZE, CHUNK_BLOCKS
 
@@ -38,6 +39,12 @@ cdef void verify(Engine* e, uint64_t token, uint64_t volume_id, uint32_t index) 
     memcpy(answer, chunk_tags(e, c), TAGS_BYTES)
     emit(e, EV_VERIFIED, 1, token, 0, 0, answer, TAGS_BYTES + BAD_BYTES)
     free(answer)
+
+
+cdef void repair(Engine* e, uint64_t volume_id, uint32_t index) noexcept nogil:
+    cdef Chunk* c = chunk_find(e, volume_id, index)
+    if c != NULL and c.slot != SLOT_NONE:
+        repair_want(e, c, 0, CHUNK_BLOCKS)
 
 
 cdef uint32_t flip(Engine* e, Chunk* c, uint32_t block) noexcept nogil:

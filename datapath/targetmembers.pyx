@@ -21,7 +21,9 @@ from datapath.wire cimport FLAG_RESYNC, OP_PING, ST_OK, ST_STALE_MAP
 
 cdef const MapEntry* entry_of(Engine* e, uint64_t volume_id, uint32_t index) noexcept nogil:
     cdef MapVolume* v = map_volume_find(&e.map, volume_id)
-    return NULL if v == NULL else map_lookup(v, index)
+    if v == NULL:
+        return NULL
+    return map_lookup(v, index)
 
 
 cdef bint passed(Engine* e, const MapEntry* entry, uint64_t volume_id, uint32_t index) noexcept nogil:

@@ -48,6 +48,7 @@ PURGES_ASKED_MAX = 256
 NOTIFY_SECONDS_MAX = 2.0
 VERIFY_CHUNKS_PER_CALL = 32
 VERIFY_CALLS_IN_FLIGHT_MAX = 4
+VERIFY_CALLS_MAX = 16  # of all that are verified at once: calls of a session that maps and pings have to pass
 VERIFY_TRIES = 5
 VERIFY_AGAIN_SECONDS = 0.2
 VERIFY_TIMEOUT_SECONDS = 60.0
@@ -70,6 +71,7 @@ class Orchestrator:
         self._wake = trio.Event()
         self._purge_asked: dict[tuple[int, int], float] = {}
         self._reserving = trio.Lock()
+        self._verifying = trio.Semaphore(VERIFY_CALLS_MAX)
         self._telling: weakref.WeakValueDictionary[int, trio.Lock] = weakref.WeakValueDictionary()
         """Per volume, for as long as somebody holds it or waits for it."""
         self._follow: Mapping[type, Followers] = {
@@ -122,9 +124,11 @@ class Orchestrator:
             case commands.RemoveSds():
                 return replace(command, thin_slots=membership.thin_slots(state))
             case commands.LeaveOut(except_chunks=except_chunks):
-                return replace(command, except_chunks=except_chunks | self.pushes.unsettled())
+                excepted = except_chunks | self.pushes.unsettled()
+                return replace(command, except_chunks=excepted, unsettled=self.pushes.inherited())
             case commands.Withdraw(chunks=chunks):
-                return replace(command, chunks=chunks - self.pushes.unsettled())
+                settled = chunks - self.pushes.unsettled()
+                return replace(command, chunks=settled, unsettled=self.pushes.inherited())
         return command
 
     async def _refuse_while_alive(self, command: commands.ForceAlone) -> None:
@@ -359,8 +363,12 @@ class Orchestrator:
 
     # -- verify
 
-    async def verify_volume(self, volume_id: int) -> VerifyReport:
-        """Compares both copies of every chunk, and each copy's bytes with its tags. IO may go on meanwhile.
+    async def verify_volume(
+        self, volume_id: int, first_chunk: int = 0, count: int | None = None, *, repair: bool = False
+    ) -> VerifyReport:
+        """Compares both copies of every chunk (or some), and each copy's bytes with its tags. IO may go on meanwhile.
+
+        With ``repair`` bad blocks are then rewritten from the other copy: the report is of before.
 
         Raises NotFoundError when the volume does not exist, or is deleted while this goes on.
         """
@@ -369,23 +377,32 @@ class Orchestrator:
             raise NotFoundError(f"no volume number {volume_id}")
         report = VerifyReport()
         step = VERIFY_CHUNKS_PER_CALL * VERIFY_CALLS_IN_FLIGHT_MAX
-        for first in range(0, volume.chunks, step):
-            windows = range(first, min(first + step, volume.chunks), VERIFY_CHUNKS_PER_CALL)
+        end = volume.chunks if count is None else min(first_chunk + count, volume.chunks)
+        for first in range(first_chunk, end, step):
+            windows = range(first, min(first + step, end), VERIFY_CHUNKS_PER_CALL)
             answers: dict[int, dict[int, list[Answer] | None]] = {}
             async with trio.open_nursery() as nursery:
                 for window in windows:
-                    count = min(VERIFY_CHUNKS_PER_CALL, volume.chunks - window)
+                    width = min(VERIFY_CHUNKS_PER_CALL, end - window)
                     # Not in the task: a NotFoundError has to come out of here as itself and not in a group.
-                    chunks = range(window, window + count)
+                    chunks = range(window, window + width)
                     holders = {sds for chunk in chunks for sds in self._holders(volume_id, chunk).members}
                     answers[window] = {}
                     for sds_id in holders:
-                        nursery.start_soon(self._verify_window, sds_id, volume_id, window, count, answers[window])
+                        nursery.start_soon(self._verify_window, sds_id, volume_id, window, width, answers[window])
             for window in windows:
-                for chunk in range(window, min(window + VERIFY_CHUNKS_PER_CALL, volume.chunks)):
+                for chunk in range(window, min(window + VERIFY_CHUNKS_PER_CALL, end)):
                     of_chunk = {sds_id: rows and rows[chunk - window] for sds_id, rows in answers[window].items()}
+                    before = report.count
                     await self._verify_chunk(report, volume_id, chunk, of_chunk)
+                    if repair and report.count > before:
+                        await self._ask_repair(volume_id, chunk)
         return report
+
+    async def _ask_repair(self, volume_id: int, chunk: int) -> None:
+        runtime = self.membership.sds.get(self._holders(volume_id, chunk).primary)
+        if runtime is not None:
+            await self._tell([runtime.session], "repair", {"volume_id": volume_id, "chunks": [chunk]})
 
     async def _verify_window(
         self, sds_id: int, volume_id: int, first: int, count: int, answers: dict[int, list[Answer] | None]
@@ -396,20 +413,24 @@ class Orchestrator:
     async def _verify_chunk(
         self, report: VerifyReport, volume_id: int, chunk: int, answers: Mapping[int, Answer | None]
     ) -> None:
-        """Adds one chunk to the report. Copies that IO goes to may differ for a moment: a difference has to last."""
+        """Adds one chunk to the report. Copies that IO goes to may differ for a moment, and a copy that has moved is no
+        copy: a difference has to last, between those that are the copies by then."""
         holders = self._holders(volume_id, chunk)
         check_placement(report, self.manager.state, chunk, holders.primary, holders.secondary)
         both: dict[int, Answer | None] = {sds_id: answers.get(sds_id) for sds_id in holders.members}
+        asked = both.keys() <= answers.keys()  # else it has moved since
         for attempt in range(1, VERIFY_TRIES + 1):
             trial = VerifyReport()
             check_copies(trial, chunk, both)
             # That there is one copy only does not pass while this waits.
-            if trial.count == (len(both) < 2) or None in both.values() or attempt == VERIFY_TRIES:
+            if trial.count == (len(both) < 2) or (asked and None in both.values()) or attempt == VERIFY_TRIES:
                 break
             await trio.sleep(VERIFY_AGAIN_SECONDS * attempt)
+            both = dict.fromkeys(self._holders(volume_id, chunk).members)
             for sds_id in both:
                 rows = await self._ask_verify(sds_id, volume_id, chunk, 1)
                 both[sds_id] = rows and rows[0]
+            asked = True
         check_copies(report, chunk, both)
 
     def _holders(self, volume_id: int, chunk: int) -> Holders:
@@ -424,7 +445,8 @@ class Orchestrator:
             return None
         params = {"volume_id": volume_id, "first_chunk": first, "count": count}
         try:
-            rows: Any = await runtime.session.call("verify", params, timeout=VERIFY_TIMEOUT_SECONDS)
+            async with self._verifying:
+                rows: Any = await runtime.session.call("verify", params, timeout=VERIFY_TIMEOUT_SECONDS)
         except Error as error:
             _log.warning("an SDS cannot verify", peer=str(runtime.session.peer), reason=error.message)
             return None

@@ -126,6 +126,12 @@ class InjectFaults(Body):
     clear: bool = Field(False, description="End all faults of its disks.")
 
 
+class VerifyVolume(Body):
+    first: int = Field(0, ge=0, le=2**32 - 1, description="The first chunk.")
+    count: int | None = Field(None, ge=1, le=2**32 - 1, description="How many chunks; none given: all.")
+    repair: bool = Field(False, description="Have bad blocks rewritten from the other copy; the report is of before.")
+
+
 class PromoteSds(Body):
     accept_data_loss: bool = False
     incomplete: bool = False
@@ -321,6 +327,7 @@ class Sds(Named):
     fault_set_name: str | None
     state: Literal["UP", "DOWN", "DEGRADED"]
     serving: bool  # has registered since this MDM started, with all its devices, and is connected
+    connected: bool  # to the MDM, whether it serves or not
     removing: bool
     node: str
     ip: str | None

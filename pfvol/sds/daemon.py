@@ -85,6 +85,7 @@ class Sds:
             "sds.inject": self._rpc_inject,
             "peers": self._rpc_peers,
             "ping": self._rpc_ping,
+            "repair": self._rpc_repair,
             "listens": self._rpc_listens,
             "reserved": self._rpc_reserved,
             "resync": self._rpc_resync,
@@ -228,7 +229,7 @@ class Sds:
 
     async def _cease(self, *, clean: bool) -> None:
         """Whatever serves ends, without a word to anybody. The port is bound, and refuses."""
-        self._server = None
+        self._server, self._admitted = None, False  # nothing is reported before it has registered again
         with trio.CancelScope(shield=True):
             if self._serving_scope is not None:
                 self._serving_scope.cancel()
@@ -464,6 +465,9 @@ class Sds:
 
     async def _rpc_deleted(self, params: dict[str, Any]) -> None:
         await self._serving().deleted(int(params["volume_id"]))
+
+    async def _rpc_repair(self, params: dict[str, Any]) -> None:
+        self._serving().repair(int(params["volume_id"]), [int(chunk) for chunk in params["chunks"]])
 
     async def _rpc_verify(self, params: dict[str, Any]) -> list[list[Any]]:
         return await self._serving().verify(int(params["volume_id"]), int(params["first_chunk"]), int(params["count"]))

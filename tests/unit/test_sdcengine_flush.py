@@ -361,6 +361,23 @@ def test_flush_of_a_server_that_hangs_and_is_out_of_the_set_does_not_wait_a_seco
         assert time.monotonic() - started < 0.9
 
 
+def test_server_is_asked_after_all_when_who_vouched_for_it_leaves_before_the_flush_ends() -> None:
+    with rig(sds=3) as r:
+        r.map = segment((1, 1, 2), (1, 3, 0))
+        dirty(r)
+        r.write(CHUNK, b"w")
+        for n in (1, 3):
+            r.sds[n].rule = only(wire.OP_FLUSH, Silent, times=1)
+        token = r.start("flush")
+        r.until(lambda: flushes(r) == {1: 1, 2: 1, 3: 1})
+        asked = time.monotonic()
+        r.until(lambda: time.monotonic() - asked > 1.5)  # 2 has vouched for 1 by now; 3 is still waited for
+        r.engine.set_segment(VOLUME, 0, segment((2, 1, 0), (1, 3, 0)))
+        r.sds[3].reset()  # it is asked again, and answers
+        assert r.finish(token)[0] == 0
+        assert flushes(r) == {1: 2, 2: 1, 3: 2}
+
+
 def test_late_answer_to_a_flush_that_was_spared_is_dropped_and_the_connection_stays() -> None:
     with rig(deadline=20) as r:
         dirty(r)
@@ -397,6 +414,16 @@ def test_change_of_the_map_that_was_missed_counts_as_having_been_out() -> None:
         told(r, 3, 1, 2)
         power_cycle(r, 1)
         assert r.do("flush")[0] == errno.EIO
+
+
+@pytest.mark.parametrize(("epoch", "expected"), [(3, 0), (4, errno.EIO)])
+def test_primary_may_have_been_out_when_three_changes_were_missed(epoch: int, expected: int) -> None:
+    """Out, back as a secondary, and leading again: 2, alone meanwhile, lost its memory."""
+    with rig() as r:
+        dirty(r)
+        told(r, epoch, 1, 2)
+        power_cycle(r, 2)
+        assert r.do("flush")[0] == expected
 
 
 def test_server_that_stayed_vouches_though_the_other_lost_its_memory() -> None:
