@@ -14,7 +14,7 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.uio cimport RWF_NOWAIT, iovec, preadv2
 from posix.unistd cimport pread
 from datapath.checksum cimport verify_range
-from datapath.chunkstore cimport chunk_fd, chunk_find, chunk_get, chunk_tags
+from datapath.chunkstore cimport chunk_fd, chunk_find, chunk_get, chunk_missing, chunk_tags
 from datapath.connection cimport buf_get
 from datapath.device cimport device_offset
 from datapath.iopool cimport Job, iopool_submit
@@ -87,6 +87,8 @@ cdef bint learns(Engine* e, const Learner* learner, MapVolume* v, uint32_t index
     if chunk != NULL and chunk.learn >= LEARN_WHOLE:
         return False
     e.learn_left += 1
+    if chunk_missing(e, chunk):                            # what we do not have is not what it should have
+        return False
     if (chunk != NULL and (chunk.learn != LEARN_NOT or chunk.unsynced or chunk.learn_retry_ns > e.now_ns)
             or learner != NULL and learner.retry_ns > e.now_ns
             or e.learn_told >= TOLD_MAX

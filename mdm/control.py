@@ -49,6 +49,7 @@ class Control:
         self._manager = orchestrator.manager
         self._membership = orchestrator.membership
         self._repairs = Repairs()
+        self._mended = Repairs("entries_repaired", "devices_unsure")
         self._witness = Witness(orchestrator.membership)
         self._ids: dict[Session, int] = {}
         """Of sessions that have registered: the SDS or SDC that they are of."""
@@ -146,7 +147,12 @@ class Control:
             raise ConflictError(f"{name} has connected again")
         candidate.sds_id = sds.sds_id
         self._ids[session] = sds.sds_id
-        return self._admission(session, sds.sds_id, serving=bool(devices))
+        reply = self._admission(session, sds.sds_id, serving=bool(devices))
+        if params.get("unsure"):
+            # It has to compare all that it may have had with the other copies.
+            volumes = self._manager.state.volumes.values()
+            reply["placed"] = [volume.volume_id for volume in volumes if volume.uses(sds.sds_id)]
+        return reply
 
     def _withdraw(self, sds_id: int, runtime: SdsRuntime) -> None:
         if self._membership.sds.get(sds_id) is runtime:
@@ -190,11 +196,17 @@ class Control:
             self._orchestrator.wake()
         purged = _numbers(params.get("purged"), PURGED_MAX)
         await self._orchestrator.purged(sds_id, purged)
-        repaired = self._repairs.news(sds_id, stats, trio.current_time())
-        if repaired is not None and sds_id in self._manager.state.sds:
-            await self._manager.execute(
-                commands.TellRepairs(sds_id=sds_id, repaired=repaired.blocks, unrepairable=repaired.unrepairable)
-            )
+        for repairs in (self._repairs, self._mended):
+            news = repairs.news(sds_id, stats, trio.current_time())
+            if news is not None and sds_id in self._manager.state.sds:
+                await self._manager.execute(
+                    commands.TellRepairs(
+                        sds_id=sds_id,
+                        repaired=news.blocks,
+                        unrepairable=news.unrepairable,
+                        tables=repairs is self._mended,
+                    )
+                )
 
     async def _sds_leave_out(self, session: Session, params: Params) -> dict[str, Any]:
         """Where the asker leads the other one is left out at once; where it does not, if that one does not answer."""

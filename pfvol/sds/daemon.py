@@ -204,6 +204,7 @@ class Sds:
             "version": __version__,
             # None at all says that we do not serve: a part of them would be taken for the whole.
             "devices": [] if devices.failed else devices.describe(),
+            "unsure": devices.unsure,
         }
 
     async def _serve(self, reply: dict[str, Any]) -> None:

@@ -63,6 +63,7 @@ class Server:
         self._answers: dict[int, tuple[trio.Event, list[Verified]]] = {}
         self._purged: list[int] = []
         self._nursery: trio.Nursery | None = None
+        self._making_sure = False
         self._scrubbed_at = 0  # Unix time of the end of the last whole pass; 0: none
         self._log = get_logger("sds.server")
         self._events: dict[str, Callable[..., None]] = {
@@ -85,6 +86,8 @@ class Server:
             "repair_needed": self._on_repair_needed,
             "repaired": self._on_repaired,
             "scrubbed": self._on_scrubbed,
+            "chunk_gone": self._on_chunk_gone,
+            "sure": self._on_sure,
         }
         self.failed_devices: dict[int, str] = {}
 
@@ -122,6 +125,9 @@ class Server:
                 self._spawn(self._segments.catch_up)
             for volume_id in {*self._volumes, *map(int, reply["volumes"])}:
                 self._spawn(self._relearn, volume_id)
+            if self._target.unsure and not self._making_sure:
+                self._making_sure = True
+                self._spawn(self._make_sure, [int(volume_id) for volume_id in reply.get("placed", ())])
 
     def set_peers(self, peers: Any) -> None:
         self._peers.update(parse_peers(peers))
@@ -323,7 +329,31 @@ class Server:
         self._scrubbed_at = int(time.time())
         self._log.info("scrubbed", chunks=chunks, bytes=bytes_read, errors=errors)
 
+    def _on_chunk_gone(self, volume_id: int, chunk: int) -> None:
+        self._log.error("no copy of a chunk is known to be whole: a device has rotted", volume=volume_id, chunk=chunk)
+
+    def _on_sure(self) -> None:
+        self._log.info("nothing is missing any more of what the devices had lost track of")
+
     # -- learning of volumes
+
+    async def _make_sure(self, volumes: list[int]) -> None:
+        """Has the engine know of every chunk that it may have had; tried again at the next registration."""
+        try:
+            for volume_id in volumes:
+                try:
+                    info = await self._volumes.refresh(volume_id)
+                except NotFoundError:
+                    continue
+                await self._learn(volume_id, info)
+                for segment in range(info.segments):
+                    if not await self._segments.fetch(volume_id, segment, only_ours=True):
+                        return
+            self._target.maps_whole()
+        except Error as error:
+            self._log.error("what a device may have lost cannot be looked up", reason=error.message)
+        finally:
+            self._making_sure = False
 
     async def _relearn(self, volume_id: int) -> bool:
         """Asks the MDM about the volume and tells the engine; False when the MDM's answer cannot be used."""
