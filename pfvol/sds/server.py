@@ -67,6 +67,7 @@ class Server:
         self._answers: dict[int, tuple[trio.Event, list[tuple[Any, ...]]]] = {}
         self._purged: list[int] = []
         self._nursery: trio.Nursery | None = None
+        self._making_sure = False
         self._scrubbed_at = 0  # Unix time of the end of the last whole pass; 0: none
         self._log = get_logger("sds.server")
         self._events: dict[str, Callable[..., None]] = {
@@ -90,6 +91,8 @@ class Server:
             "repair_needed": self._on_repair_needed,
             "repaired": self._on_repaired,
             "scrubbed": self._on_scrubbed,
+            "chunk_gone": self._on_chunk_gone,
+            "sure": self._on_sure,
         }
         self.failed_devices: dict[int, str] = {}
 
@@ -133,6 +136,9 @@ class Server:
             copied = set(map(int, reply["learning"]))
             for volume_id in {*self._volumes, *copied, *map(int, reply["volumes"])}:
                 self._spawn(self._relearn, volume_id, volume_id in copied)
+            if self._target.unsure and not self._making_sure:
+                self._making_sure = True
+                self._spawn(self._make_sure, [int(volume_id) for volume_id in reply.get("placed", ())])
 
     async def listens(self, sds_id: int) -> bool:
         """Whether this other SDS still seems to serve, as far as can be seen from here."""
@@ -362,6 +368,12 @@ class Server:
         self._scrubbed_at = int(time.time())
         self._log.info("scrubbed", chunks=chunks, bytes=bytes_read, errors=errors)
 
+    def _on_chunk_gone(self, volume_id: int, chunk: int) -> None:
+        self._log.error("no copy of a chunk is known to be whole: a device has rotted", volume=volume_id, chunk=chunk)
+
+    def _on_sure(self) -> None:
+        self._log.info("nothing is missing any more of what the devices had lost track of")
+
     # -- learning of volumes
 
     async def _learn_to_copy(self, volume_id: int) -> None:
@@ -372,6 +384,24 @@ class Server:
                 await trio.sleep(RETRY_SECONDS)
         finally:
             self._learning.discard(volume_id)
+
+    async def _make_sure(self, volumes: list[int]) -> None:
+        """Has the engine know of every chunk that it may have had; tried again at the next registration."""
+        try:
+            for volume_id in volumes:
+                try:
+                    info = await self._volumes.refresh(volume_id)
+                except NotFoundError:
+                    continue
+                await self._learn(volume_id, info)
+                for segment in range(info.segments):
+                    if not await self._segments.fetch(volume_id, segment, only_ours=True):
+                        return
+            self._target.maps_whole()
+        except Error as error:
+            self._log.error("what a device may have lost cannot be looked up", reason=error.message)
+        finally:
+            self._making_sure = False
 
     async def _relearn(self, volume_id: int, whole: bool = False) -> bool:
         """Asks the MDM about the volume and tells the engine; False when the MDM's answer cannot be used.
