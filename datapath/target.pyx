@@ -343,7 +343,7 @@ cdef void last_checkpoint(Engine* e) noexcept nogil:
             c = e.table[at]
             while c != NULL:
                 if (c.unsynced or c.ops != NULL) and (c.slot != SLOT_NONE and c.device == i
-                                                      or c.slot == SLOT_NONE and i == 0):
+                                                      or c.slot == SLOT_NONE and not c.told and i == 0):
                     kept = device_intent(d, c.volume_id, c.index, c.slot) >= 0 and kept
                 c = c.hash_next
         device_sync_begin(d)

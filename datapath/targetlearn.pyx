@@ -584,7 +584,9 @@ cdef void learn_lost(Engine* e, uint32_t sds_id) noexcept nogil:
     for i in range(e.table_capacity):
         chunk = e.table[i]
         while chunk != NULL:
-            entry = NULL if chunk.learn == LEARN_NOT else entry_of(e, chunk.volume_id, chunk.index)
+            entry = NULL
+            if chunk.learn != LEARN_NOT:
+                entry = entry_of(e, chunk.volume_id, chunk.index)
             if entry != NULL and entry.learner == sds_id:
                 if chunk.learn == LEARN_TOLD:
                     lost[2 * count] = chunk.volume_id

@@ -11,8 +11,8 @@ from libc.string cimport memcmp, memcpy, memset
 from datapath.device cimport device_offset
 from datapath.disk cimport disk_pread
 from datapath.checksum cimport block_seed, crc32c, verify_range
-from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_find, chunk_get,
-                                  chunk_intent, chunk_tags, chunk_trim, chunk_write)
+from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_find, chunk_forget,
+                                  chunk_get, chunk_intent, chunk_tags, chunk_trim, chunk_write)
 from datapath.ondisk cimport SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, Tag
 from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer, tag_set, tag_set_never
 from datapath.targetdurability cimport checkpoint_start, commit_start
@@ -21,7 +21,7 @@ from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIRED, apply, emit, ma
 from datapath.targetlearn cimport LEARN_REQUEST, learn_answer, learn_stop, learner_confirmed
 from datapath.targetlease cimport lease_answered, peer_heard
 from datapath.targetlost cimport agreement_failed, ask_alone, device_lost
-from datapath.targetmembers cimport entry_of
+from datapath.targetmembers cimport ask_word, entry_of, opened
 from datapath.targetops cimport op_undo, ops_forget_told, ops_tell, ops_tell_all, ops_told_back
 from datapath.targetrepair cimport check_answer
 from datapath.targetstate cimport *
@@ -30,9 +30,11 @@ from datapath.wire cimport *
 
 cdef enum:
     RETRY_NS = 200000000             # a chunk whose agreement failed (a full or failed disk) is tried again after this
+    WORDS_MAX = 4096                 # chunks of which the primary is asked whether they may be served, at a time
 
 
 cdef void unsync(Engine* e, Chunk* c) noexcept nogil:
+    c.told = c.waits = False
     if not c.unsynced:
         c.unsynced = True
         e.unsynced_count += 1
@@ -40,8 +42,14 @@ cdef void unsync(Engine* e, Chunk* c) noexcept nogil:
             learn_stop(e, c)                               # what it agrees on is not forwarded
 
 
+cdef void unsync_told(Engine* e, Chunk* c) noexcept nogil:
+    if not c.unsynced:
+        unsync(e, c)
+        c.told = True
+
+
 cdef void agreed(Engine* e, Chunk* c) noexcept nogil:
-    c.doubtful = c.peer_doubtful = c.untold = c.bad = c.alone = False
+    c.doubtful = c.peer_doubtful = c.untold = c.bad = c.alone = c.told = c.waits = False
     c.failures = c.told_by = 0
     if c.unsynced:
         c.unsynced = False
@@ -103,10 +111,12 @@ cdef bint intent_durable(Engine* e, Chunk* chunk) noexcept nogil:
     if chunk.slot == SLOT_NONE:
         return True
     if chunk_intent(e, chunk) < 0:
+        e.intents_awaited = True
         if e.devices[chunk.device].d.failed == 0:
             checkpoint_start(e)
         return False
     if not chunk_durable(e, chunk):
+        e.intents_awaited = True
         commit_start(e, &e.devices[chunk.device])
         return False
     return True
@@ -124,6 +134,8 @@ cdef void sync_continue(Engine* e) noexcept nogil:
     cdef const MapEntry* entry
     cdef Peer* p
     cdef Sync* s
+    cdef uint32_t asked = 0
+    e.intents_awaited = False
     if e.unsynced_count == 0:
         return
     for i in range(e.table_capacity):
@@ -142,13 +154,15 @@ cdef void sync_continue(Engine* e) noexcept nogil:
                         adopt_alone(e, chunk)
                     elif p != NULL and peer_ready(p.out) and chunk.alone:
                         ask_alone(e, p.out, chunk)
-                    elif p != NULL and peer_ready(p.out):
+                    elif p != NULL and peer_ready(p.out) and opened(e, entry, chunk):
                         s = &e.syncs[p.out.id & (CONNS_MAX - 1)]
                         if s.chunk == NULL and intent_durable(e, chunk):
                             s.chunk = chunk
                             s.outstanding = 1
                             s.failed = s.refused = s.own = s.postponed = False
                             ask(e, p.out, OP_TAGS, chunk.volume_id, chunk.index, 0, 0, 0)
+                elif entry.secondary == e.sds_id and chunk.waits and asked < WORDS_MAX:
+                    asked += ask_word(e, entry, chunk)
                 elif entry.secondary != e.sds_id and entry.learner != e.sds_id and chunk.slot == SLOT_NONE:
                     agreed(e, chunk)                       # told of by a peer that has it with somebody else
             chunk = chunk.hash_next
@@ -211,8 +225,8 @@ cdef void adopt_alone(Engine* e, Chunk* chunk) noexcept nogil:
     """The only member has restarted: what it has is what there is."""
     cdef Tag adopted
     cdef uint32_t block
-    if device_lost(e, chunk):                              # there is nothing to wait for
-        agreed(e, chunk)
+    if device_lost(e, chunk) or not chunk.doubtful:        # there is nothing to wait for
+        agreed(e, chunk)                                   # what has rotted is nothing to be adopted
         return
     if not intent_durable(e, chunk):
         return
@@ -367,6 +381,7 @@ cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
             following = chunk.ops                          # the list may have changed: from the start
         op = following
     chunk_trim(e, chunk, False)
+    chunk_forget(e, chunk)
     sync_continue(e)
     if s.chunk == NULL:
         emit(e, EV_PEER_SYNCED, (<Session*>c.user).node_id, s.chunks, s.pulled, s.pushed, NULL, 0)
@@ -391,7 +406,7 @@ cdef void dirty_list(Engine* e, Conn* c, Header* h, char* body) noexcept nogil:
         memcpy(&index, body + 16 * i + 8, 4)
         chunk = NULL if elsewhere(e, volume_id, index, (<Session*>c.user).node_id) else chunk_get(e, volume_id, index)
         if chunk != NULL:
-            unsync(e, chunk)
+            unsync_told(e, chunk)
             chunk.peer_doubtful = body[16 * i + 12] != 0
             intent_durable(e, chunk)                       # all of them in one commit
     if h.flags & FLAG_REPLY_MORE:
