@@ -9,9 +9,10 @@ from datapath.device cimport (
     device_journal_commit, device_journal_durable, device_journal_void, device_sync, device_sync_all, device_sync_begin,
     device_writeback)
 from datapath.chunkstore cimport chunk_intent, chunk_missing
+from datapath.connection cimport Conn
 from datapath.iopool cimport Job, iopool_submit
 from datapath.ondisk cimport SLOT_NONE
-from datapath.targetengine cimport EV_CHECKPOINT, EV_DEVICE_FAILED, emit, journaled, op_settle
+from datapath.targetengine cimport EV_CHECKPOINT, EV_DEVICE_FAILED, conn_by_id, emit, journaled, op_settle
 from datapath.targetlost cimport flush_status
 from datapath.targetpair cimport sync_continue
 from datapath.targetstate cimport *
@@ -84,7 +85,8 @@ cdef void commit_done(Engine* e, DeviceState* ds) noexcept nogil:
         checkpoint_go(e, ds)
     if ds.journal_head != NULL or (ds.checkpoint == 1 and result == 0):
         commit_start(e, ds)
-    sync_continue(e)                                       # chunks that may differ wait for their intents too
+    if e.intents_awaited:
+        sync_continue(e)                                   # chunks that may differ wait for theirs too
 
 
 cdef void writeback_run(Job* job) noexcept nogil:
@@ -146,6 +148,8 @@ cdef void sync_done(Engine* e, DeviceState* ds) noexcept nogil:
 cdef void flush_next(Engine* e, Op* op) noexcept nogil:
     """A flush goes through the devices one after another: it is in one device's list at a time."""
     cdef DeviceState* ds
+    cdef Conn* c = conn_by_id(e, op.conn_id)
+    cdef uint32_t asker = 0 if c == NULL else (<Session*>c.user).node_id
     while op.first < e.device_count:
         ds = &e.devices[op.first]
         op.first += 1
@@ -153,7 +157,7 @@ cdef void flush_next(Engine* e, Op* op) noexcept nogil:
         if not ds.d.failed and (ds.d.needs_sync or ds.sync_running or ds.checkpoint == 2):
             sync_wait_on(e, op, ds)
             return
-    op_settle(e, op, PENDING_SYNC, flush_status(e, op.h.volume_id))
+    op_settle(e, op, PENDING_SYNC, flush_status(e, op.h.volume_id, asker))
 
 
 cdef void checkpoint_start(Engine* e) noexcept nogil:
@@ -179,7 +183,8 @@ cdef void checkpoint_start(Engine* e) noexcept nogil:
                 result = 0
                 if c.slot != SLOT_NONE and c.device == i and (c.ops != NULL or c.unsynced or c.doubtful):
                     result = chunk_intent(e, c)
-                elif c.slot == SLOT_NONE and (c.unsynced or c.doubtful) and i == 0 and not chunk_missing(e, c):
+                elif (c.slot == SLOT_NONE and (c.unsynced and not c.told or c.doubtful) and i == 0
+                        and not chunk_missing(e, c)):
                     result = device_intent(ds.d, c.volume_id, c.index, SLOT_NONE)
                 if result < 0:                             # would be lost with the older generation
                     device_fail(ds.d, <int>result)
@@ -237,7 +242,7 @@ cdef void last_checkpoint(Engine* e) noexcept nogil:
             while c != NULL:
                 if (c.unsynced or c.doubtful or c.ops != NULL) and (
                         c.slot != SLOT_NONE and c.device == i
-                        or c.slot == SLOT_NONE and i == 0 and not chunk_missing(e, c)):
+                        or c.slot == SLOT_NONE and i == 0 and not (c.told and not c.doubtful or chunk_missing(e, c))):
                     kept = device_intent(d, c.volume_id, c.index, c.slot) >= 0 and kept
                 c = c.hash_next
         device_sync_begin(d)

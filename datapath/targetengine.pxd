@@ -42,6 +42,8 @@ cdef void reply_to(Engine* e, uint32_t conn_id, const Header* request, uint32_t 
 cdef void reply_head(Engine* e, Header* r, const Header* request, uint32_t status) noexcept nogil
 cdef void map_miss(Engine* e, uint64_t volume_id, uint32_t segment) noexcept nogil
 cdef Op* op_new(Engine* e) noexcept nogil
+# For a request; NULL when memory is gone, which has been answered then.
+cdef Op* op_asked(Engine* e, Conn* c, const Header* h, int kind) noexcept nogil
 # The request id under which a write goes to another SDS (bit 63 is targetlearn's).
 cdef inline uint64_t replication_id(const Op* op) noexcept nogil:
     return <uint64_t>(op.serial & 0x7fffffff) << 32 | op.slot_of_op

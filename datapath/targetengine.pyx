@@ -156,6 +156,18 @@ cdef Op* op_new(Engine* e) noexcept nogil:
     return op
 
 
+cdef Op* op_asked(Engine* e, Conn* c, const Header* h, int kind) noexcept nogil:
+    cdef Op* op = op_new(e)
+    if op == NULL:
+        reply_to(e, c.id, h, ST_BUSY, 0)
+        return NULL
+    op.kind = kind
+    op.conn_id = c.id
+    op.h = h[0]
+    op.started_ns = e.now_ns
+    return op
+
+
 cdef void op_unlink(Op* op) noexcept nogil:
     cdef Op** at = &op.chunk.ops
     while at[0] != NULL:

@@ -5,17 +5,17 @@ from libc.string cimport memcpy, memset
 from datapath.device cimport device_offset
 from datapath.disk cimport disk_pread
 from datapath.checksum cimport check_range, verify_range
-from datapath.chunkstore cimport chunk_fd, chunk_find, chunk_get, chunk_missing, chunk_tags
+from datapath.chunkstore cimport chunk_fd, chunk_find, chunk_forget, chunk_get, chunk_missing, chunk_tags
 from datapath.connection cimport buf_get, buf_put, buf_ref
 from datapath.ondisk cimport SLOT_NONE, TAG_UNKNOWN, Tag
 from datapath.ring cimport Message
 from datapath.tags cimport tag_check, tag_good_hole
 from datapath.targetdurability cimport flush_next
-from datapath.targetengine cimport (EV_CAPABILITY, conn_by_id, emit, map_miss, op_enter, op_finish, op_new, reply_head,
-                                    reply_to, send_body, send_head, send_ref)
+from datapath.targetengine cimport (EV_CAPABILITY, conn_by_id, emit, map_miss, op_asked, op_enter, op_finish, op_new,
+                                    reply_head, reply_to, send_body, send_head, send_ref)
 from datapath.targetlease cimport lease_asked, peer_get
 from datapath.targetlost cimport device_lost, lost_status
-from datapath.targetmembers cimport entry_of, members_ready
+from datapath.targetmembers cimport entry_of, members_ready, word_asked
 from datapath.targetops cimport ops_forget, ops_tell, ops_tell_all, ops_told
 from datapath.targetpair cimport PULL_BLOCKS_MAX, agreed, secondary_answer
 from datapath.targetread cimport read_answer
@@ -327,14 +327,12 @@ cdef void look_later(Engine* e, Conn* c, Header* h) noexcept nogil:
     if chunk == NULL and h.opcode == OP_TAGS:              # nothing has come; most chunks of a large volume
         tags_answer(e, c, h)
         return
-    op = NULL if chunk == NULL else op_new(e)
-    if op == NULL:
+    if chunk == NULL:
         reply_to(e, c.id, h, ST_BUSY, 0)
         return
-    op.kind = KIND_LOOK
-    op.conn_id = c.id
-    op.h = h[0]
-    op.started_ns = e.now_ns
+    op = op_asked(e, c, h, KIND_LOOK)
+    if op == NULL:
+        return
     if h.opcode == OP_TAGS:
         op_enter(e, op, chunk, 0, CHUNK_SIZE)
     else:
@@ -354,14 +352,10 @@ cdef void look_answer(Engine* e, Op* op) noexcept nogil:
 
 
 cdef void pinged(Engine* e, Conn* c, Header* h) noexcept nogil:
-    cdef Chunk* chunk
     cdef Peer* p
     if h.volume_id:
-        chunk = chunk_get(e, h.volume_id, h.chunk_index)
-        if chunk != NULL and h.flags & FLAG_RESYNC:
-            if h.flags & FLAG_ABSENT or not (chunk.doubtful or chunk_missing(e, chunk)):
-                agreed(e, chunk)
-            chunk.open_epoch = max(chunk.open_epoch, h.epoch)
+        if h.flags & FLAG_RESYNC:
+            opened_there(e, h)
     elif h.flags & FLAG_RESYNC:
         (<Session*>c.user).ready = True
         p = peer_get(e, (<Session*>c.user).node_id)
@@ -376,18 +370,29 @@ cdef void pinged(Engine* e, Conn* c, Header* h) noexcept nogil:
     reply_to(e, c.id, h, ST_OK, 0)
 
 
+cdef void opened_there(Engine* e, const Header* h) noexcept nogil:
+    """The primary says that the two agree on the chunk, and that whoever left before this epoch serves no more."""
+    cdef const MapEntry* entry = entry_of(e, h.volume_id, h.chunk_index)
+    cdef Chunk* chunk = chunk_get(e, h.volume_id, h.chunk_index)
+    if chunk == NULL:
+        return
+    chunk.open_epoch = max(chunk.open_epoch, h.epoch)
+    if entry == NULL or (h.epoch < entry.epoch and entry.left):
+        return                                             # somebody has left since
+    if not h.flags & FLAG_ABSENT and (chunk.doubtful or chunk_missing(e, chunk)):
+        return                                             # it says so of the gate only: the two have not compared
+    agreed(e, chunk)
+    chunk.retry_ns = 0
+    if h.epoch >= entry.epoch:
+        chunk_forget(e, chunk)
+
+
 cdef void flush_for(Engine* e, Conn* c, Header* h) noexcept nogil:
     """A primary wants all that it has sent on our disks."""
-    cdef Op* op = op_new(e)
-    if op == NULL:
-        reply_to(e, c.id, h, ST_BUSY, 0)
-        return
-    op.kind = KIND_FLUSH
-    op.conn_id = c.id
-    op.h = h[0]
-    op.started_ns = e.now_ns
-    op.pending = PENDING_SYNC
-    flush_next(e, op)
+    cdef Op* op = op_asked(e, c, h, KIND_FLUSH)
+    if op != NULL:
+        op.pending = PENDING_SYNC
+        flush_next(e, op)
 
 
 cdef uint32_t place_status(Engine* e, Conn* c, Header* h) noexcept nogil:
@@ -417,6 +422,10 @@ cdef int primary_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) no
         return BAD_OPCODE
     if h.opcode == OP_REPAIR:
         repair_asked(e, c, h)
+        return 0
+    if h.opcode == OP_PING and h.volume_id and h.flags & FLAG_RESYNC and word_asked(
+            e, (<Session*>c.user).node_id, h):
+        reply_to(e, c.id, h, ST_OK, 0)
         return 0
     if h.opcode != OP_DIRTY and (h.opcode != OP_PING or h.volume_id):
         status = place_status(e, c, h)

@@ -14,8 +14,8 @@ cdef uint32_t lost_status(Engine* e, Chunk* chunk) noexcept nogil
 # A block could not be read though its device is in service: as lost_status, and the other member is to go on alone.
 cdef uint32_t block_lost(Engine* e, Chunk* chunk) noexcept nogil
 # Whether all that was written here is on disks now, as far as this SDS still counts; of one volume, or (0) of what it
-# keeps for other primaries.
-cdef uint32_t flush_status(Engine* e, uint64_t volume_id) noexcept nogil
+# keeps for this primary.
+cdef uint32_t flush_status(Engine* e, uint64_t volume_id, uint32_t asker) noexcept nogil
 # The chunk's agreement over this connection has failed. Who is the cause of it for long goes out of the set.
 cdef void agreement_failed(Engine* e, Conn* c, Chunk* chunk, const Sync* s) noexcept nogil
 # Once the cause is found: has the secondary left out of the chunk, again each second until the map says so.

@@ -11,7 +11,7 @@ from libc.stdlib cimport free, malloc
 from datapath.chunkstore cimport chunk_durable
 from datapath.ondisk cimport SLOT_NONE
 from datapath.targetengine cimport EV_COPY_REFUSED, EV_LOST, emit
-from datapath.targetmembers cimport entry_of, passed
+from datapath.targetmembers cimport entry_of, opened
 from datapath.targetpair cimport peer_ready
 from datapath.targetstate cimport *
 from datapath.volumemap cimport MapEntry, MapVolume, map_volume_find
@@ -50,7 +50,7 @@ cdef uint32_t block_lost(Engine* e, Chunk* chunk) noexcept nogil:
     return status
 
 
-cdef uint32_t flush_status(Engine* e, uint64_t volume_id) noexcept nogil:
+cdef uint32_t flush_status(Engine* e, uint64_t volume_id, uint32_t asker) noexcept nogil:
     cdef uint32_t i, status = ST_OK
     cdef Chunk* c
     cdef const MapEntry* entry
@@ -61,8 +61,9 @@ cdef uint32_t flush_status(Engine* e, uint64_t volume_id) noexcept nogil:
         while c != NULL:
             if (c.volume_id == volume_id or volume_id == 0) and device_lost(e, c):
                 entry = entry_of(e, c.volume_id, c.index)
-                if volume_id == 0:
-                    if entry == NULL or entry.secondary == e.sds_id or entry.learner == e.sds_id:
+                if volume_id == 0:                         # of what this primary has sent us, nothing else
+                    if (entry != NULL and entry.primary == asker
+                            and (entry.secondary == e.sds_id or entry.learner == e.sds_id)):
                         return ST_IO_ERROR
                 elif entry == NULL or entry.secondary == e.sds_id or (entry.primary == e.sds_id and entry.secondary):
                     status = ST_NOT_READY
@@ -107,7 +108,7 @@ cdef Conn* taker(Engine* e, const Chunk* chunk, const MapEntry* entry) noexcept 
     p = e.peers[other]
     if p == NULL or not peer_ready(p.out) or (chunk.peer_doubtful and entry.learner != e.sds_id):
         return NULL
-    if leads and not passed(e, entry, chunk.volume_id, chunk.index):
+    if leads and not opened(e, entry, chunk):
         return NULL
     return p.out
 

@@ -10,6 +10,8 @@ cdef enum:
 
 # The chunk may differ from its other copy: it serves nothing until sync_continue has settled it.
 cdef void unsync(Engine* e, Chunk* c) noexcept nogil
+# The same, for now only because somebody else says so, who will say it again should this process end.
+cdef void unsync_told(Engine* e, Chunk* c) noexcept nogil
 # It does not differ, or there is nothing of it to agree about.
 cdef void agreed(Engine* e, Chunk* c) noexcept nogil
 # An outgoing peer is there: asks what it may have missed.

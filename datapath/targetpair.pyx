@@ -11,8 +11,8 @@ from libc.string cimport memcmp, memcpy, memset
 from datapath.device cimport device_offset
 from datapath.disk cimport disk_pread
 from datapath.checksum cimport block_seed, crc32c, verify_range
-from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_find, chunk_get,
-                                  chunk_intent, chunk_missing, chunk_tags, chunk_trim, chunk_write)
+from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_find, chunk_forget,
+                                  chunk_get, chunk_intent, chunk_missing, chunk_tags, chunk_trim, chunk_write)
 from datapath.ondisk cimport SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, Tag
 from datapath.tags cimport (
     tag_check, tag_is_hole, tag_is_lost, tag_is_unknown, tag_newer, tag_set, tag_set_lost, tag_set_never)
@@ -22,7 +22,7 @@ from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIRED, apply, emit, ma
 from datapath.targetlearn cimport LEARN_REQUEST, learn_answer, learn_stop, learner_confirmed
 from datapath.targetlease cimport lease_answered, peer_heard
 from datapath.targetlost cimport agreement_failed, ask_alone, device_lost
-from datapath.targetmembers cimport entry_of
+from datapath.targetmembers cimport ask_word, entry_of, opened
 from datapath.targetops cimport op_undo, ops_forget_told, ops_tell, ops_tell_all, ops_told_back
 from datapath.targetrepair cimport check_answer
 from datapath.targetstate cimport *
@@ -33,9 +33,11 @@ from datapath.wire cimport *
 cdef enum:
     ASK_AGAIN_NS = 1000000000
     RETRY_NS = 200000000             # a chunk whose agreement failed (a full or failed disk) is tried again after this
+    WORDS_MAX = 4096                 # chunks of which the primary is asked whether they may be served, at a time
 
 
 cdef void unsync(Engine* e, Chunk* c) noexcept nogil:
+    c.told = c.waits = False
     c.doubtful = c.doubtful or chunk_missing(e, c)
     if not c.unsynced:
         c.unsynced = True
@@ -44,8 +46,14 @@ cdef void unsync(Engine* e, Chunk* c) noexcept nogil:
             learn_stop(e, c)                               # what it agrees on is not forwarded
 
 
+cdef void unsync_told(Engine* e, Chunk* c) noexcept nogil:
+    if not c.unsynced:
+        unsync(e, c)
+        c.told = True
+
+
 cdef void agreed(Engine* e, Chunk* c) noexcept nogil:
-    c.doubtful = c.peer_doubtful = c.untold = c.bad = c.alone = False
+    c.doubtful = c.peer_doubtful = c.untold = c.bad = c.alone = c.told = c.waits = False
     c.failures = c.told_by = 0
     c.full = False
     c.gone = False
@@ -110,10 +118,12 @@ cdef bint intent_durable(Engine* e, Chunk* chunk) noexcept nogil:
     if chunk.slot == SLOT_NONE:
         return True
     if chunk_intent(e, chunk) < 0:
+        e.intents_awaited = True
         if e.devices[chunk.device].d.failed == 0:
             checkpoint_start(e)
         return False
     if not chunk_durable(e, chunk):
+        e.intents_awaited = True
         commit_start(e, &e.devices[chunk.device])
         return False
     return True
@@ -131,6 +141,8 @@ cdef void sync_continue(Engine* e) noexcept nogil:
     cdef const MapEntry* entry
     cdef Peer* p
     cdef Sync* s
+    cdef uint32_t asked = 0
+    e.intents_awaited = False
     if e.unsynced_count == 0:
         return
     for i in range(e.table_capacity):
@@ -149,13 +161,15 @@ cdef void sync_continue(Engine* e) noexcept nogil:
                         adopt_alone(e, chunk)
                     elif p != NULL and peer_ready(p.out) and chunk.alone:
                         ask_alone(e, p.out, chunk)
-                    elif p != NULL and peer_ready(p.out):
+                    elif p != NULL and peer_ready(p.out) and opened(e, entry, chunk):
                         s = &e.syncs[p.out.id & (CONNS_MAX - 1)]
                         if s.chunk == NULL and intent_durable(e, chunk):
                             s.chunk = chunk
                             s.outstanding = 1
                             s.failed = s.refused = s.own = s.postponed = False
                             ask(e, p.out, OP_TAGS, chunk.volume_id, chunk.index, 0, 0, 0)
+                elif entry.secondary == e.sds_id and chunk.waits and asked < WORDS_MAX:
+                    asked += ask_word(e, entry, chunk)
                 elif entry.secondary == e.sds_id and not chunk.doubtful:
                     # The primary's list may have come after its word that the two agree, on another connection.
                     p = e.peers[entry.primary]
@@ -227,12 +241,12 @@ cdef void adopt_alone(Engine* e, Chunk* chunk) noexcept nogil:
     if chunk_missing(e, chunk):
         missing_both(e, chunk)
         return
-    if device_lost(e, chunk):                              # there is nothing to wait for
-        agreed(e, chunk)
+    if device_lost(e, chunk) or not chunk.doubtful:        # there is nothing to wait for
+        agreed(e, chunk)                                   # what has rotted is nothing to be adopted
         return
     if not intent_durable(e, chunk):
         return
-    if chunk.slot != SLOT_NONE and chunk.doubtful:
+    if chunk.slot != SLOT_NONE:
         for block in range(CHUNK_BLOCKS):
             if (tag_is_unknown(chunk_tags(e, chunk) + block) and not tag_is_lost(chunk_tags(e, chunk) + block)
                     and not adopt(e, chunk, block, &adopted, e.scratch)):
@@ -332,7 +346,7 @@ cdef void bad_there(Engine* e, Conn* c, Sync* s, Chunk* chunk, uint32_t block, c
         push_block(e, c, s, chunk, block, mine, e.scratch)
         return
     if (not tag_is_lost(mine) and disk_pread(chunk_fd(e, chunk), e.scratch, BLOCK_SIZE,
-                                        <int64_t>device_offset(chunk.slot) + (<int64_t>block << BLOCK_SHIFT))
+                                             <int64_t>device_offset(chunk.slot) + (<int64_t>block << BLOCK_SHIFT))
             == BLOCK_SIZE and memcmp(e.scratch, theirs, BLOCK_SIZE) == 0
             and adopt(e, chunk, block, &adopted, e.scratch)):
         push_block(e, c, s, chunk, block, &adopted, e.scratch)
@@ -399,6 +413,7 @@ cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
             following = chunk.ops                          # the list may have changed: from the start
         op = following
     chunk_trim(e, chunk, False)
+    chunk_forget(e, chunk)
     sync_continue(e)
     if s.chunk == NULL:
         emit(e, EV_PEER_SYNCED, (<Session*>c.user).node_id, s.chunks, s.pulled, s.pushed, NULL, 0)
@@ -423,7 +438,7 @@ cdef void dirty_list(Engine* e, Conn* c, Header* h, char* body) noexcept nogil:
         memcpy(&index, body + 16 * i + 8, 4)
         chunk = NULL if elsewhere(e, volume_id, index, (<Session*>c.user).node_id) else chunk_get(e, volume_id, index)
         if chunk != NULL:
-            unsync(e, chunk)
+            unsync_told(e, chunk)
             chunk.peer_doubtful = body[16 * i + 12] != 0
             intent_durable(e, chunk)                       # all of them in one commit
     if h.flags & FLAG_REPLY_MORE:

@@ -15,7 +15,7 @@ from datapath.histogram cimport hist_record
 from datapath.iopool cimport Job, iopool_submit
 from datapath.ondisk cimport SLOT_NONE, Tag
 from datapath.tags cimport tag_check, tag_good_hole, tag_is_unknown
-from datapath.targetengine cimport (conn_by_id, mark_dirty, op_enter, op_finish, op_new, reply_head, reply_to,
+from datapath.targetengine cimport (conn_by_id, mark_dirty, op_asked, op_enter, op_finish, reply_head, reply_to,
                                     send_head, send_ref, still_status)
 from datapath.targetlost cimport block_lost, lost_status
 from datapath.targetrepair cimport repair_want
@@ -55,15 +55,9 @@ cdef bint busy(Chunk* chunk, uint32_t first, uint32_t count) noexcept nogil:
 
 cdef void read_later(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogil:
     """In its turn behind what it overlaps, by a pool thread."""
-    cdef Op* op = op_new(e)
-    if op == NULL:
-        reply_to(e, c.id, h, ST_BUSY, 0)
-        return
-    op.kind = KIND_READ
-    op.conn_id = c.id
-    op.h = h[0]
-    op.started_ns = e.now_ns
-    op_enter(e, op, chunk, h.offset, h.length)
+    cdef Op* op = op_asked(e, c, h, KIND_READ)
+    if op != NULL:
+        op_enter(e, op, chunk, h.offset, h.length)
 
 
 cdef void read_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogil:

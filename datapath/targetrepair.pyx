@@ -21,7 +21,7 @@ from datapath.ratelimit cimport rate_set, rate_spend, rate_wait_ns
 from datapath.tags cimport tag_check, tag_good_hole, tag_is_hole, tag_is_unknown, tag_newer
 from datapath.targetengine cimport (EV_REPAIRED, EV_SCRUBBED, conn_by_id, emit, op_enter, op_finish, op_new,
                                     op_settle, replication_id, reply_head, reply_to, send_body, send_head, send_ref)
-from datapath.targetmembers cimport entry_of, passed
+from datapath.targetmembers cimport entry_of, opened
 from datapath.targetpair cimport ask, peer_ready, push_head
 from datapath.targetstate cimport *
 from datapath.targetunsure cimport missing_there
@@ -101,7 +101,7 @@ cdef void repair_asked(Engine* e, Conn* c, Header* h) noexcept nogil:
     elif h.length == CHUNK_SIZE:                           # whether the copies agree: it has not heard
         p = e.peers[entry.secondary]
         if (p != NULL and peer_ready(p.out) and not chunk_missing(e, chunk) and (chunk == NULL or not chunk.unsynced)
-                and passed(e, entry, h.volume_id, h.chunk_index)):
+                and opened(e, entry, chunk)):
             ask(e, p.out, OP_PING, h.volume_id, h.chunk_index, 0, 0, FLAG_RESYNC | FLAG_ABSENT)
     elif chunk != NULL:
         repair_want(e, chunk, h.offset >> BLOCK_SHIFT, h.length >> BLOCK_SHIFT)

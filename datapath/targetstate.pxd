@@ -156,6 +156,8 @@ cdef struct Chunk:
     uint64_t generation              # of the journal that holds its last intent (DeviceState.generation)
     uint64_t mark                    # journal count that makes the intent durable
     bint unsynced                    # may differ from the other copy: does not serve until they agree
+    bint told                        # only because of what others say, who say it again: costs no intent without a slot
+    bint waits                       # ours is the secondary, and the primary has not said that whoever left is out
     bint doubtful                    # ours may lack something, since we have restarted and not compared it yet
     bint peer_doubtful               # the other SDS has said the same of its copy
     bint untold                      # all of ours was sent to a secondary that was lost, and is answered to nobody yet
@@ -314,6 +316,7 @@ cdef struct Engine:
     OpIds op_ids
     uint64_t reserved
     uint32_t unsynced_count
+    bint intents_awaited             # by chunks that are to agree
     uint64_t learn_serial
     Peer* learn_peer                 # that had its turn last
     uint32_t learn_room              # a chunk has ended learning, others may begin: rounds to look for some
