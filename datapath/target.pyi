@@ -34,6 +34,7 @@ class Target:
         - ``("device_failed", device_index, errno, message: str)``
         - ``("checkpoint", generation, chunks, seconds)``
         - ``("verified", token, present: bool, tags: bytes, bad: bytes)``: 1024 tags of 16 bytes, 128 bytes of bad bits
+        - ``("corrupted", token, errno)``: 0, or ENOENT (no copy here), ENODATA (the block is not written), the disk's
         - ``("purged", volume_id)``
         - ``("no_space", volume_id, chunk_index)``
         - ``("peer_silent", sds_id)``: no lease from it for a second; again every half second
@@ -88,6 +89,10 @@ class Target:
         """Slots promised to thick volumes on this SDS in all (used ones included): thin ones leave room for them."""
     def checkpoint(self) -> None: ...
     def verify(self, token: int, volume_id: int, chunk_index: int) -> None: ...
+    def repair(self, volume_id: int, chunk_index: int) -> None:
+        """Has the chunk's copies compared with their tags, and what is bad in one rewritten from the other."""
+    def corrupt(self, token: int, volume_id: int, chunk_index: int, block: int) -> None:
+        """Flips bytes of a stored block on purpose; its tag stays as it is."""
     def stats(self) -> dict[str, Any]:
         """Counters since start and gauges, read without stopping the engine:
 

@@ -11,8 +11,8 @@ from posix.unistd cimport close
 from datapath.blockfile cimport BlockDevice
 from datapath.device cimport (
     Device, device_checkpoint_begin, device_checkpoint_end, device_intent, device_journal_commit, device_journal_void,
-    device_slot_free, device_sync_all, device_sync_begin, device_tags, device_verify_slot)
-from datapath.chunkstore cimport chunk_find, chunk_get, chunk_tags
+    device_slot_free, device_sync_all, device_sync_begin, device_tags)
+from datapath.chunkstore cimport chunk_get, chunk_tags
 from datapath.connection cimport buf_put, conn_destroy, conn_flush, conn_init, conn_receive, pool_destroy, pool_init
 from datapath.histogram cimport hist_list
 from datapath.iopool cimport Job, iopool_start, iopool_stop, iopool_take
@@ -24,6 +24,7 @@ from datapath.targetengine cimport *
 from datapath.targetstate cimport *
 from datapath.targetdurability cimport checkpoint_start, durability_done
 from datapath.targetframes cimport grant, on_frame, revoke
+from datapath.targetinspect cimport corrupt, repair, verify
 from datapath.targetlearn cimport (LEARN_WAIT_MS, copy_read, learn_begin, learn_free, learn_lost, learn_rate,
                                    learn_tick)
 from datapath.targetlease cimport (LEASE_NS, lease_tick, map_version_set, now, peer_connected, peer_dead,
@@ -73,6 +74,8 @@ cdef enum Command:
     CMD_DEAD = 17
     CMD_RATE = 18
     CMD_SCRUB = 19
+    CMD_CORRUPT = 20
+    CMD_REPAIR = 21
 
 
 cdef void arm(Engine* e, Conn* c, bint write) noexcept nogil:
@@ -177,22 +180,6 @@ cdef void stay(Engine* e, uint32_t sds_id) noexcept nogil:
         p.behind_ns = 0
 
 
-cdef void verify(Engine* e, Message* m) noexcept nogil:
-    cdef Chunk* c = chunk_find(e, m.c, m.a)
-    cdef char* answer
-    if c == NULL or c.slot == SLOT_NONE:
-        emit(e, EV_VERIFIED, 0, m.b, 0, 0, NULL, 0)
-        return
-    answer = <char*>calloc(1, 16384 + 128)
-    if answer == NULL:
-        return
-    if device_verify_slot(e.devices[c.device].d, m.c, m.a, c.slot, e.scratch, <unsigned char*>answer + 16384) < 0:
-        memset(answer + 16384, 0xff, 128)                  # not read: not one block of it is known to be good
-    memcpy(answer, chunk_tags(e, c), 16384)
-    emit(e, EV_VERIFIED, 1, m.b, 0, 0, answer, 16384 + 128)
-    free(answer)
-
-
 cdef void command(Engine* e, Message* m) noexcept nogil:
     cdef TargetVolume* v
     if m.kind == CMD_STOP:
@@ -215,7 +202,11 @@ cdef void command(Engine* e, Message* m) noexcept nogil:
     elif m.kind == CMD_CHECKPOINT:
         checkpoint_start(e)
     elif m.kind == CMD_VERIFY:
-        verify(e, m)
+        verify(e, m.b, m.c, m.a)
+    elif m.kind == CMD_REPAIR:
+        repair(e, m.c, m.a)
+    elif m.kind == CMD_CORRUPT:
+        corrupt(e, m.b, m.c, m.a, <uint32_t>m.d)
     elif m.kind == CMD_MAP_VERSION:
         map_version_set(e, m.b)
     elif m.kind == CMD_LEAVE:
@@ -354,8 +345,8 @@ cdef void last_checkpoint(Engine* e) noexcept nogil:
         for at in range(e.table_capacity):
             c = e.table[at]
             while c != NULL:
-                if (c.unsynced or c.ops != NULL) and (c.slot != SLOT_NONE and c.device == i
-                                                      or c.slot == SLOT_NONE and i == 0):
+                if (c.unsynced or c.doubtful or c.ops != NULL) and (c.slot != SLOT_NONE and c.device == i
+                                                                    or c.slot == SLOT_NONE and i == 0):
                     kept = device_intent(d, c.volume_id, c.index, c.slot) >= 0 and kept
                 c = c.hash_next
         device_sync_begin(d)
@@ -582,6 +573,12 @@ cdef class Target:
     def verify(self, uint64_t token, uint64_t volume_id, uint32_t chunk_index):
         self._send(CMD_VERIFY, chunk_index, token, volume_id)
 
+    def repair(self, uint64_t volume_id, uint32_t chunk_index):
+        self._send(CMD_REPAIR, chunk_index, 0, volume_id)
+
+    def corrupt(self, uint64_t token, uint64_t volume_id, uint32_t chunk_index, uint32_t block):
+        self._send(CMD_CORRUPT, chunk_index, token, volume_id, block)
+
     def events(self):
         cdef Message m
         out = []
@@ -613,6 +610,8 @@ cdef class Target:
             return ("checkpoint", m.b, m.c, m.d / 1e9)
         if m.kind == EV_VERIFIED:
             return ("verified", m.b, bool(m.a), data[:16384], data[16384:])
+        if m.kind == EV_CORRUPTED:
+            return ("corrupted", m.b, m.a)
         if m.kind == EV_PURGED:
             return ("purged", m.b)
         if m.kind == EV_NO_SPACE:

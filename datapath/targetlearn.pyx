@@ -11,12 +11,11 @@ from libc.errno cimport EIO, errno
 from libc.stdint cimport int64_t, uint16_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
-from posix.uio cimport RWF_NOWAIT, iovec, preadv2
-from posix.unistd cimport pread
 from datapath.checksum cimport verify_range
 from datapath.chunkstore cimport chunk_fd, chunk_find, chunk_get, chunk_tags
 from datapath.connection cimport buf_get
 from datapath.device cimport device_offset
+from datapath.disk cimport disk_pread, disk_pread_cached
 from datapath.iopool cimport Job, iopool_submit
 from datapath.ondisk cimport SEQ_COUNTER_BITS, SLOT_NONE, TAG_HOLE, Tag
 from datapath.ratelimit cimport rate_set, rate_spend, rate_wait_ns
@@ -371,7 +370,6 @@ cdef void copy_start(Engine* e, Op* op) noexcept nogil:
     cdef Learning* g = find(p, op.h.request_id)
     cdef Chunk* chunk = op.chunk
     cdef uint32_t i, size = op.count << BLOCK_SHIFT
-    cdef iovec iov
     if g == NULL:
         copy_end(e, op)
         return
@@ -399,9 +397,7 @@ cdef void copy_start(Engine* e, Op* op) noexcept nogil:
         op.checks[i] = tag_check(op.push_tags + i)
     op.fd = chunk_fd(e, chunk)
     op.offset = device_offset(chunk.slot) + (<uint64_t>op.first << BLOCK_SHIFT)
-    iov.iov_base = op.data
-    iov.iov_len = size
-    if preadv2(op.fd, &iov, 1, <int64_t>op.offset, RWF_NOWAIT) == <ssize_t>size:
+    if disk_pread_cached(op.fd, op.data, size, <int64_t>op.offset) == <ssize_t>size:
         copy_send(e, op, p, g)
         copy_end(e, op)
         return
@@ -416,7 +412,7 @@ cdef void copy_run(Job* job) noexcept nogil:
     """Pool thread."""
     cdef Op* op = <Op*>job.owner
     cdef ssize_t size = <ssize_t>op.count << BLOCK_SHIFT
-    cdef ssize_t got = pread(op.fd, op.data, size, <int64_t>op.offset)
+    cdef ssize_t got = disk_pread(op.fd, op.data, size, <int64_t>op.offset)
     job.result = 0 if got == size else (-errno if got < 0 else -EIO)
 
 
@@ -593,7 +589,9 @@ cdef void learn_lost(Engine* e, uint32_t sds_id) noexcept nogil:
     for i in range(e.table_capacity):
         chunk = e.table[i]
         while chunk != NULL:
-            entry = NULL if chunk.learn == LEARN_NOT else entry_of(e, chunk.volume_id, chunk.index)
+            entry = NULL
+            if chunk.learn != LEARN_NOT:
+                entry = entry_of(e, chunk.volume_id, chunk.index)
             if entry != NULL and entry.learner == sds_id:
                 if chunk.learn == LEARN_TOLD:
                     lost[2 * count] = chunk.volume_id

@@ -63,6 +63,8 @@ class Rebuilder:
         self._progress: dict[int, Progress] = {}
         self._copied: dict[int, int] = {}
         """What each SDS has copied, as last seen."""
+        self._before_us = {sds.sds_id: sds.incarnation for sds in self._manager.state.sds.values()}
+        """Incarnations that the last MDM knew: what those had copied when we first hear of them is not new."""
         self._told: dict[int, _Told] = {}
         self._telling: set[int] = set()
 
@@ -170,7 +172,9 @@ class Rebuilder:
             now = runtime.copied_bytes
             if now is None:
                 continue
-            before = self._copied.get(sds_id, now)  # what it had copied before we were there is of no rebuild of ours
+            sds = state.sds.get(sds_id)
+            is_old = sds is not None and sds.incarnation == self._before_us.get(sds_id)
+            before = self._copied.get(sds_id, now if is_old else 0)
             more = now - before if now >= before else now  # less: it was started anew
             self._copied[sds_id] = now
             shares = {pool_id: count for (leader, pool_id), count in leads.items() if leader == sds_id}

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from mdm.commands import CreateVolume
+from mdm.rebuilder import Rebuilder
 from pfvol.constants import SEGMENT_CHUNKS, SEGMENT_ENTRY_FORMAT
 from pfvol.errors import CapacityError, NotFoundError
-from tests.support.mdmdaemon import FakeSds, Mdm, Nodes, cluster, nodes, running_mdm
+from tests.support.mdmdaemon import FakeSds, Mdm, Nodes, back, cluster, core_cluster, nodes, running_mdm
 from tests.support.waiting import poll_until_async
 
 CHUNK = 4 * 1024**2
@@ -210,6 +212,20 @@ async def test_cancelled_until_it_is_started_also_over_a_restart(tmp_path: Path)
         started = await mdm.client.post("/rebuild/start/pool")
         assert (started["state"], started["reason"]) == ("IN_PROGRESS", None)  # at once: who waits for its end, waits
         await world.until_state("COMPLETED")
+
+
+async def test_what_was_copied_before_the_mdm_was_started_is_not_counted_again(tmp_path: Path) -> None:
+    async with core_cluster(tmp_path) as (mdm, made, (s1, s2, s3)):
+        await mdm.run(CreateVolume(pool_id=1, name="v", size_bytes=100 * CHUNK))
+        await s1.leave_out(s2, as_secondary=False)
+        await s3.leave_out(s2, as_secondary=False)
+        stats, started_again = mdm.orchestrator.membership.sds_stats, Rebuilder(mdm.orchestrator)
+        for copied, news in ((10**12, 0), (10**12 + 5, 5)):
+            stats[s3.sds_id or 0] = {"resync_bytes": copied}
+            assert started_again._newly_copied(mdm.state) == {1: news}
+        await back(made, mdm, s1)  # in a new incarnation: all that it has copied is news
+        stats[s1.sds_id or 0] = {"resync_bytes": 7}
+        assert started_again._newly_copied(mdm.state) == {1: 7}
 
 
 async def again(made: Nodes, mdm: Mdm, sds: FakeSds) -> FakeSds:

@@ -245,16 +245,22 @@ async def cluster(directory: Path, sds: int = 3) -> AsyncIterator[tuple[Mdm, Nod
 
 
 @asynccontextmanager
-async def core_cluster(directory: Path, sds: int = 3) -> AsyncIterator[tuple[Core, Nodes, list[FakeSds]]]:
-    """As ``cluster``, with pool 1 and SDSs 1.., and no API."""
+async def running_core(directory: Path) -> AsyncIterator[tuple[Core, Nodes]]:
+    """Again on the same directory is a restart."""
     secret = bytes(32)
     async with Manager.open(directory / "mdm.sqlite") as manager, trio.open_nursery() as nursery:
         orchestrator = Orchestrator(manager, Membership())
         server = Server(Control(orchestrator), secret=secret, cluster_id=manager.state.cluster.cluster_id)
         await nursery.start(orchestrator.run)
         control = await nursery.start(server.run, "127.0.0.1", 0)
-        core = Core(orchestrator, control, secret)
-        made = Nodes(nursery)
+        yield Core(orchestrator, control, secret), Nodes(nursery)
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def core_cluster(directory: Path, sds: int = 3) -> AsyncIterator[tuple[Core, Nodes, list[FakeSds]]]:
+    """As ``cluster``, with pool 1 and SDSs 1.., and no API."""
+    async with running_core(directory) as (core, made):
         pd_id = await core.run(CreateProtectionDomain(name="pd"))
         await core.run(CreatePool(pd_id=pd_id, name="pool", capacity_bytes=1024 * GIB, spare_percent=0))
         all_sds = []
@@ -264,7 +270,6 @@ async def core_cluster(directory: Path, sds: int = 3) -> AsyncIterator[tuple[Cor
             await one.serve()
             all_sds.append(one)
         yield core, made, all_sds
-        nursery.cancel_scope.cancel()
 
 
 def chunks_of(entries: list[tuple[int, ...]], primary: FakeSds, secondary: FakeSds | None) -> list[int]:

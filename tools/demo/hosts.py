@@ -86,6 +86,8 @@ def directory_of(name: str) -> Path:
 class Hosts:
     """One cluster: ``make`` or ``attach``, and in the end ``clean(name)``."""
 
+    program = "pfvol.node"  # that each node is; tests have others, which take the same words
+
     def __init__(self, name: str, shape: Shape, network: Network) -> None:
         self.name = name
         self.shape = shape
@@ -277,7 +279,7 @@ class Hosts:
         """Starts those that do not run; they come up by themselves."""
         for node in nodes:
             if self.process(node) is None:
-                words = [sys.executable, "-m", "pfvol.node", "--name", node, "--capabilities", self._capability(node)]
+                words = [sys.executable, "-m", self.program, "--name", node, "--capabilities", self._capability(node)]
                 argv = self.network.argv(node, [*words, "--config", str(self.configuration(node))])
                 self._processes[node] = childprocess.start_detached(argv, self.log(node), launch.environment())
 
