@@ -16,7 +16,8 @@ from datapath.checksum cimport block_seed, crc32c
 from datapath.device cimport (
     TAG_GROUP, Device, Own, device_checkpoint_begin, device_checkpoint_end, device_fail, device_intent,
     device_journal_appended, device_journal_commit, device_journal_durable, device_journal_void, device_offset,
-    device_entry_store, device_slot_alloc, device_slot_free, device_sure, device_sync_all, device_sync_begin, device_tags, device_tags_settled,
+    device_entry_store, device_slot_alloc, device_slot_free, device_sure, device_sync_all, device_sync_begin,
+    device_tags, device_tags_settled,
     device_verify_slot,
     journal_of, own_of, tags_reserve)
 from datapath.deviceformat cimport (
@@ -216,8 +217,8 @@ cdef class BlockDevice:
         - ``lost``, ``lost_reasons``: slots whose chunk cannot be told; they are not given out again
         - ``mended``: entries of the slot table that had rotted, and are known all the same
         - ``unsure``: a chunk that is in no slot may be lost; until ``sure``, over any number of starts
-        - ``clean records generations journal_damaged superblock_restored unknown_blocks never_blocks punched carried used
-          free``
+        - ``clean records generations journal_damaged superblock_restored unknown_blocks never_blocks punched carried``,
+          ``used free``
 
         ``dirty`` and ``freed`` stay in the journal until a checkpoint voids it: checkpoint only when they are in sync,
         or append intents for them again. Raises ``OSError``; the device is then to be closed.
@@ -240,6 +241,7 @@ cdef class BlockDevice:
         if unsure != d.superblock.unsure:                  # before what shows it is overwritten
             d.superblock.unsure = unsure
             raise_errno(superblock_write(d.directory_fd, d.superblock), self.path)
+        own.entries_repaired = summary["mended"]
         for slot in changed:
             raise_errno(device_entry_store(d, slot), self.path)
         # So are entries that say that a slot is free, before its blocks and tags go.
@@ -325,7 +327,8 @@ cdef class BlockDevice:
 
     @property
     def used(self):
-        return self.device.slot_count - self.device.free_count - self.device.quarantine_count - own_of(self.device).lost_count
+        cdef Device* d = self.device
+        return d.slot_count - d.free_count - d.quarantine_count - own_of(d).lost_count
 
     @property
     def index(self):

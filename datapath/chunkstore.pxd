@@ -1,6 +1,6 @@
 # The chunks an SDS holds: the table, slots and intents, applying and reading whole blocks. Shard's thread only.
 from libc.stdint cimport uint32_t, uint64_t
-from datapath.ondisk cimport Tag
+from datapath.ondisk cimport SLOT_NONE, Tag
 from datapath.targetstate cimport Chunk, Engine
 
 cdef Chunk* chunk_find(Engine* e, uint64_t volume_id, uint32_t index) noexcept nogil
@@ -26,5 +26,9 @@ cdef void chunk_trim(Engine* e, Chunk* c, bint refused) noexcept nogil
 # Gives the chunk's slot back, whatever is in it; on a failed device it is only forgotten. False: the journal is full,
 # try again after a checkpoint.
 cdef bint chunk_release(Engine* e, Chunk* c) noexcept nogil
+# Whether it is not known what of the chunk (NULL: of one that is not known here) was here: see targetunsure.
+cdef inline bint chunk_missing(const Engine* e, const Chunk* c) noexcept nogil:
+    return e.unsure and (c == NULL or (c.slot == <uint32_t>SLOT_NONE and not c.certain))
+
 cdef Tag* chunk_tags(Engine* e, Chunk* c) noexcept nogil
 cdef int chunk_fd(Engine* e, Chunk* c) noexcept nogil

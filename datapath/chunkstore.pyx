@@ -13,7 +13,7 @@ from datapath.device cimport (
 from datapath.checksum cimport check_zero_block
 from datapath.disk cimport disk_punch, disk_pwrite_new
 from datapath.ondisk cimport SLOT_NONE, TAG_HOLE, Tag
-from datapath.tags cimport tag_good_hole, tag_is_hole, tag_set
+from datapath.tags cimport tag_good_hole, tag_is_hole, tag_set, tag_set_lost
 from datapath.targetstate cimport CONNS_MAX, DeviceState, LEARN_NOT, TargetVolume
 from datapath.volumemap cimport MapVolume, map_volume_find
 from datapath.wire cimport BLOCK_SHIFT, CHUNK_BLOCKS
@@ -59,7 +59,7 @@ cdef void chunk_forget(Engine* e, Chunk* c) noexcept nogil:
     cdef Chunk** link = &e.table[hash_of(e, c.volume_id, c.index)]
     cdef uint32_t i
     if (c.slot != SLOT_NONE or c.ops != NULL or c.unsynced or c.noted or c.learn != LEARN_NOT
-            or c.hold_ns > e.now_ns):
+            or c.hold_ns > e.now_ns or (e.unsure and (c.certain or c.gone))):
         return
     if not chunk_durable(e, c):
         return                                             # that it gave its slot back: see chunk_allocate
@@ -102,8 +102,10 @@ cdef int chunk_allocate(Engine* e, Chunk* c, uint32_t epoch) noexcept nogil:
     cdef uint32_t i, best = e.device_count
     cdef DeviceState* ds
     cdef TargetVolume* v
+    cdef Tag lost[1024]
     cdef int64_t slot
     cdef int error
+    cdef bint missing = chunk_missing(e, c) and c.doubtful  # a member's; who learns it is given everything anyway
     if c.slot != SLOT_NONE:
         return 0
     error = room_for(e, c.volume_id)
@@ -125,9 +127,15 @@ cdef int chunk_allocate(Engine* e, Chunk* c, uint32_t epoch) noexcept nogil:
     slot = device_slot_alloc(ds.d, c.volume_id, c.index, epoch)
     if slot < 0:
         return <int>slot
+    if missing:                                            # not zeros, until the other copy has said so
+        for i in range(CHUNK_BLOCKS):
+            tag_set_lost(&lost[i], c.volume_id, c.index, i)
+        error = device_tags_write(ds.d, <uint32_t>slot, 0, CHUNK_BLOCKS, lost)
+        if error < 0:
+            return error
     c.slot = <uint32_t>slot
     c.device = best
-    c.live_blocks = 0
+    c.live_blocks = CHUNK_BLOCKS if missing else 0
     c.generation = ds.generation
     c.mark = device_journal_appended(ds.d)
     v = volume_of(e, c.volume_id)
@@ -245,6 +253,7 @@ cdef bint chunk_release(Engine* e, Chunk* c) noexcept nogil:
     if not failed and device_slot_free(e.devices[c.device].d, c.slot) < 0:
         return False                                       # the journal is full: the next time
     c.slot = SLOT_NONE
+    c.certain = True
     c.generation = 0
     c.live_blocks = 0
     c.bad = False

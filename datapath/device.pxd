@@ -57,8 +57,8 @@ cdef int64_t device_slot_alloc(Device* d, uint64_t volume_id, uint32_t chunk_ind
 # checkpoint).
 cdef int device_slot_free(Device* d, uint32_t slot) noexcept nogil
 
-# What was lost to rot is made good: gives back the slots of which nobody knows what they hold, and takes the flags out of
-# the superblock with the next checkpoint. -EAGAIN: the journal's half is full.
+# What was lost to rot is made good: gives back the slots of which nobody knows what they hold, and takes the flags out
+# of the superblock with the next checkpoint. -EAGAIN: the journal's half is full.
 cdef int device_sure(Device* d) noexcept nogil
 
 cdef inline Tag* device_tags(Device* d, uint32_t slot) noexcept nogil:

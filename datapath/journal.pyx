@@ -243,6 +243,7 @@ cdef uint64_t journal_begin(Journal* journal) noexcept nogil:
 cdef int write_records(Journal* journal, JournalHalf* half, uint64_t begin, uint64_t end) noexcept nogil:
     """Writes the records counted [begin, end) of a half, as whole blocks that end in zeros. journal.lock is held.
 
+    The record after the last one is zeros then, too: what is there otherwise has rotted (journal_rotten).
     The blocks are put together in the scratch buffer: the shard may be building the record after ``end`` in the image.
     """
     cdef uint64_t last = end - half.first
@@ -259,6 +260,9 @@ cdef int write_records(Journal* journal, JournalHalf* half, uint64_t begin, uint
         if error:
             return error
         at += used // JOURNAL_RECORD_SIZE
+    if last % RECORDS_PER_BLOCK == 0 and last < journal.capacity:
+        memset(journal.scratch, 0, JOURNAL_BLOCK)
+        return write_all(journal.fd, journal.scratch, JOURNAL_BLOCK, start + last * JOURNAL_RECORD_SIZE)
     return 0
 
 
@@ -292,6 +296,8 @@ cdef int journal_commit_locked(Journal* journal) noexcept nogil:
         error = write_records(journal, older, journal.durable, min(appended, newer.first))
     if not error and journal.header_durable < generation:
         error = write_header(journal, generation)
+        if not error and appended <= newer.first:
+            error = write_records(journal, newer, newer.first, newer.first)
     if not error and appended > newer.first:
         error = write_records(journal, newer, max(journal.durable, newer.first), appended)
     if not error and disk_fdatasync(journal.fd):

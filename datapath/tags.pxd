@@ -16,6 +16,12 @@ cdef int tags_verify(const Tag* tags, uint64_t volume_id, uint32_t chunk_index, 
 # Whether it says that the block is a hole, and its check value is that of zeros: a flag alone vouches for nothing.
 cdef bint tag_good_hole(const Tag* tag, uint64_t volume_id, uint32_t chunk_index, uint32_t block) noexcept nogil
 
+# The tag of a block of which it is not known what it was: unknown, and under a name that no write has.
+cdef void tag_set_lost(Tag* tag, uint64_t volume_id, uint32_t chunk_index, uint32_t block) noexcept nogil
+
+cdef inline bint tag_is_lost(const Tag* tag) noexcept nogil:
+    return tag.epoch == 0 and (tag.seq & SEQ_MASK) == 1
+
 cdef inline bint tag_newer(uint32_t epoch, uint64_t seq, const Tag* than) noexcept nogil:
     """(epoch, seq) names a later write than the tag; flags do not count."""
     if epoch != than.epoch:

@@ -35,6 +35,10 @@ cdef void tag_set_never(Tag* tag, uint64_t volume_id, uint32_t chunk_index, uint
     tag_set(tag, check_zero_block(volume_id, chunk_index, block), 0, TAG_HOLE)
 
 
+cdef void tag_set_lost(Tag* tag, uint64_t volume_id, uint32_t chunk_index, uint32_t block) noexcept nogil:
+    tag_set(tag, check_zero_block(volume_id, chunk_index, block), 0, 1 | TAG_UNKNOWN)
+
+
 cdef bint tag_good_hole(const Tag* tag, uint64_t volume_id, uint32_t chunk_index, uint32_t block) noexcept nogil:
     return (tag.seq & (TAG_HOLE | TAG_UNKNOWN)) == TAG_HOLE and tag_check(tag) == check_zero_block(
         volume_id, chunk_index, block)

@@ -50,6 +50,9 @@ class Target:
         - ``("repair_needed", volume_id, chunk_index, block, reason: str)``: a stored block does not match its tag
         - ``("repaired", volume_id, chunk_index, first_block, repaired, unrepairable)``: how many blocks from there on
           were rewritten from the other copy, here or there, and how many no copy has
+        - ``("chunk_gone", volume_id, chunk_index)``: asked for, and nobody can tell what it held; at most every ten
+          seconds
+        - ``("sure",)``: what rot took from a device is here again, or known never to have been
         - ``("scrubbed", chunks, bytes, errors)``: the scrubber's pass has ended; totals since start
         """
     def add_client(self, fd: int, sdc_id: int, incarnation: int) -> int:
@@ -88,6 +91,11 @@ class Target:
     def set_reserved(self, slots: int) -> None:
         """Slots promised to thick volumes on this SDS in all (used ones included): thin ones leave room for them."""
     def checkpoint(self) -> None: ...
+    @property
+    def unsure(self) -> bool:
+        """A chunk that has no slot here may have been lost to rot."""
+    def maps_whole(self) -> None:
+        """The maps of all chunks that this SDS has a part in are known, so that one that is missing is found."""
     def verify(self, token: int, volume_id: int, chunk_index: int) -> None: ...
     def repair(self, volume_id: int, chunk_index: int) -> None:
         """Has the chunk's copies compared with their tags, and what is bad in one rewritten from the other."""
@@ -105,6 +113,8 @@ class Target:
         ``resync_bytes resync_chunks`` (sent to learners; chunks that have become whole there),
         ``resync_left`` (chunks led here whose learner is connected and not whole yet),
         ``blocks_repaired blocks_unrepairable`` (of chunks led here, in all their copies),
+        ``entries_repaired`` (of the devices' slot tables), ``devices_unsure`` (that had lost track of what was in their
+        slots when they were opened), ``chunks_gone`` (how often a chunk was asked for that was lost so in all copies),
         ``scrub_chunks scrub_bytes scrub_errors scrub_passes``,
         ``read_histogram write_histogram`` (lists, see histogram.pxd),
         ``volumes``: ``{volume_id: (chunks, blocks, primary_chunks, primary_blocks)}`` allocated here.

@@ -9,9 +9,7 @@ from libc.string cimport memcpy, memset, strlen
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from posix.unistd cimport close
 from datapath.blockfile cimport BlockDevice
-from datapath.device cimport (
-    Device, device_checkpoint_begin, device_checkpoint_end, device_intent, device_journal_commit, device_journal_void,
-    device_slot_free, device_sync_all, device_sync_begin, device_tags)
+from datapath.device cimport Device, device_slot_free, device_tags
 from datapath.chunkstore cimport chunk_get, chunk_tags
 from datapath.connection cimport buf_put, conn_destroy, conn_flush, conn_init, conn_receive, pool_destroy, pool_init
 from datapath.histogram cimport hist_list
@@ -22,7 +20,7 @@ from datapath.ring cimport Message, ring_clear, ring_destroy, ring_init, ring_po
 from datapath.tags cimport tag_is_hole, tag_newer
 from datapath.targetengine cimport *
 from datapath.targetstate cimport *
-from datapath.targetdurability cimport checkpoint_start, durability_done
+from datapath.targetdurability cimport checkpoint_start, durability_done, last_checkpoint
 from datapath.targetframes cimport grant, on_frame, revoke
 from datapath.targetinspect cimport corrupt, repair, verify
 from datapath.targetlearn cimport (LEARN_WAIT_MS, copy_read, learn_begin, learn_free, learn_lost, learn_rate,
@@ -34,6 +32,7 @@ from datapath.targetmembers cimport discard_strays, release_gated, tell_leaving
 from datapath.targetpair cimport peer_lost, sync_begin, sync_continue, unsync
 from datapath.targetread cimport read_done
 from datapath.targetrepair cimport check_read, scrub_rate, scrub_tick
+from datapath.targetunsure cimport unsure_tick
 from datapath.targetvolumes cimport (forget_dropped, misses_answered, purge, segment, volume_get,
                                      volume_report)
 from datapath.volumemap cimport map_destroy, map_init
@@ -76,6 +75,7 @@ cdef enum Command:
     CMD_SCRUB = 19
     CMD_CORRUPT = 20
     CMD_REPAIR = 21
+    CMD_MAPS_WHOLE = 22
 
 
 cdef void arm(Engine* e, Conn* c, bint write) noexcept nogil:
@@ -219,6 +219,8 @@ cdef void command(Engine* e, Message* m) noexcept nogil:
         learn_rate(e, m.a, m.b)
     elif m.kind == CMD_SCRUB:
         scrub_rate(e, m.b)
+    elif m.kind == CMD_MAPS_WHOLE:
+        e.maps_whole = True
     else:
         v = volume_get(e, m.b)
         if v == NULL:
@@ -273,6 +275,8 @@ cdef void tick(Engine* e) noexcept nogil:
     sync_continue(e)
     if e.lost:
         lost_tell(e)
+    if e.unsure:
+        unsure_tick(e)
     learn_begin(e)
     volume_report(e)
 
@@ -330,30 +334,6 @@ cdef void run(Engine* e) noexcept nogil:
     iopool_stop(&e.io)
 
 
-cdef void last_checkpoint(Engine* e) noexcept nogil:
-    """After the thread: everything synced, chunks that still may differ keep their intents."""
-    cdef uint32_t i, at
-    cdef bint kept
-    cdef Chunk* c
-    cdef Device* d
-    for i in range(e.device_count):
-        d = e.devices[i].d
-        if d.failed:
-            continue
-        device_checkpoint_begin(d)                         # or goes on with the one that the stop cut off
-        kept = True
-        for at in range(e.table_capacity):
-            c = e.table[at]
-            while c != NULL:
-                if (c.unsynced or c.doubtful or c.ops != NULL) and (c.slot != SLOT_NONE and c.device == i
-                                                                    or c.slot == SLOT_NONE and i == 0):
-                    kept = device_intent(d, c.volume_id, c.index, c.slot) >= 0 and kept
-                c = c.hash_next
-        device_sync_begin(d)
-        if device_journal_commit(d) == 0 and device_sync_all(d) == 0 and kept and device_journal_void(d) == 0:
-            device_checkpoint_end(d)
-
-
 cdef bint tags_later(const Tag* tags, const Tag* than) noexcept nogil:
     """Whether the latest write of the one slot came after all those of the other."""
     cdef const Tag* latest = &than[0]
@@ -370,7 +350,7 @@ cdef bint tags_later(const Tag* tags, const Tag* than) noexcept nogil:
 cdef class Target:
     cdef Engine* e
     cdef object thread, devices, volumes_seen
-    cdef uint32_t serial
+    cdef uint32_t serial, devices_unsure
     cdef bint started, stopped
     cdef readonly int event_fd
 
@@ -429,12 +409,15 @@ cdef class Target:
             c.live_blocks = 0
             for i in range(CHUNK_BLOCKS):
                 c.live_blocks += not tag_is_hole(&chunk_tags(self.e, c)[i])
+        if device.unsure:
+            self.e.unsure = True
+            self.devices_unsure += 1
         for volume_id, index in [chunk[:2] for chunk in device.dirty] + device.freed:
             c = chunk_get(self.e, volume_id, index)
             if c == NULL:
                 raise MemoryError
             unsync(self.e, c)
-            c.doubtful = True
+            c.doubtful = c.certain = True
 
     cdef bint _replaces(self, Chunk* c, Device* d, uint32_t slot) except -1:
         """Of a chunk's slots on two devices the newer one stays, the other is given back: the one of the newer epoch,
@@ -570,6 +553,13 @@ cdef class Target:
     def checkpoint(self):
         self._send(CMD_CHECKPOINT)
 
+    @property
+    def unsure(self):
+        return bool(self.e.unsure)
+
+    def maps_whole(self):
+        self._send(CMD_MAPS_WHOLE)
+
     def verify(self, uint64_t token, uint64_t volume_id, uint32_t chunk_index):
         self._send(CMD_VERIFY, chunk_index, token, volume_id)
 
@@ -622,6 +612,10 @@ cdef class Target:
             return ("repaired", m.b, m.a, m.c >> 32, m.c & 0xffffffff, m.d)
         if m.kind == EV_SCRUBBED:
             return ("scrubbed", m.b, m.c, m.d)
+        if m.kind == EV_GONE:
+            return ("chunk_gone", m.b, m.a)
+        if m.kind == EV_SURE:
+            return ("sure",)
         if m.kind == EV_PEER_SILENT:
             return ("peer_silent", m.a)
         if m.kind == EV_LEAVING:
@@ -651,6 +645,8 @@ cdef class Target:
             total += self.e.devices[i].d.slot_count
             unused += self.e.devices[i].d.free_count + self.e.devices[i].d.quarantine_count
         figures = dict(self.e.counters)
+        figures["entries_repaired"] = sum([device.entries_repaired for device in self.devices])
+        figures["devices_unsure"] = self.devices_unsure
         figures.update(slots_total=total, slots_free=unused, slots_used=total - unused, slots_reserved=self.e.reserved,
                        buffer_bytes=self.e.pool.bytes_out, known_volumes=self.e.map.count,
                        known_chunks=self.e.chunk_count, op_ids_bytes=self.e.op_ids.size,

@@ -14,5 +14,7 @@ cdef void flush_next(Engine* e, Op* op) noexcept nogil
 cdef void checkpoint_start(Engine* e) noexcept nogil
 # Tells Python once that the device is out of service, when it is.
 cdef void device_failed(Engine* e, DeviceState* ds) noexcept nogil
+# After the shard's thread has ended.
+cdef void last_checkpoint(Engine* e) noexcept nogil
 # A finished pool job of this module.
 cdef void durability_done(Engine* e, Job* job) noexcept nogil

@@ -5,10 +5,10 @@ Each device has at most one of each under way, on a pool thread; operations that
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from datapath.device cimport (
-    device_checkpoint_begin, device_checkpoint_end, device_fail, device_intent, device_journal_appended,
+    Device, device_checkpoint_begin, device_checkpoint_end, device_fail, device_intent, device_journal_appended,
     device_journal_commit, device_journal_durable, device_journal_void, device_sync, device_sync_all, device_sync_begin,
     device_writeback)
-from datapath.chunkstore cimport chunk_intent
+from datapath.chunkstore cimport chunk_intent, chunk_missing
 from datapath.iopool cimport Job, iopool_submit
 from datapath.ondisk cimport SLOT_NONE
 from datapath.targetengine cimport EV_CHECKPOINT, EV_DEVICE_FAILED, emit, journaled, op_settle
@@ -179,7 +179,7 @@ cdef void checkpoint_start(Engine* e) noexcept nogil:
                 result = 0
                 if c.slot != SLOT_NONE and c.device == i and (c.ops != NULL or c.unsynced or c.doubtful):
                     result = chunk_intent(e, c)
-                elif c.slot == SLOT_NONE and (c.unsynced or c.doubtful) and i == 0:
+                elif c.slot == SLOT_NONE and (c.unsynced or c.doubtful) and i == 0 and not chunk_missing(e, c):
                     result = device_intent(ds.d, c.volume_id, c.index, SLOT_NONE)
                 if result < 0:                             # would be lost with the older generation
                     device_fail(ds.d, <int>result)
@@ -218,3 +218,28 @@ cdef void durability_done(Engine* e, Job* job) noexcept nogil:
         e.writeback_running = False
     else:
         checkpoint_done(e, <DeviceState*>job.owner)
+
+
+cdef void last_checkpoint(Engine* e) noexcept nogil:
+    """After the thread: everything synced, chunks that still may differ keep their intents."""
+    cdef uint32_t i, at
+    cdef bint kept
+    cdef Chunk* c
+    cdef Device* d
+    for i in range(e.device_count):
+        d = e.devices[i].d
+        if d.failed:
+            continue
+        device_checkpoint_begin(d)                         # or goes on with the one that the stop cut off
+        kept = True
+        for at in range(e.table_capacity):
+            c = e.table[at]
+            while c != NULL:
+                if (c.unsynced or c.doubtful or c.ops != NULL) and (
+                        c.slot != SLOT_NONE and c.device == i
+                        or c.slot == SLOT_NONE and i == 0 and not chunk_missing(e, c)):
+                    kept = device_intent(d, c.volume_id, c.index, c.slot) >= 0 and kept
+                c = c.hash_next
+        device_sync_begin(d)
+        if device_journal_commit(d) == 0 and device_sync_all(d) == 0 and kept and device_journal_void(d) == 0:
+            device_checkpoint_end(d)

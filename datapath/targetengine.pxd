@@ -26,6 +26,8 @@ cdef enum EventKind:
     EV_REPAIRED = 19
     EV_SCRUBBED = 20
     EV_CORRUPTED = 21
+    EV_GONE = 22
+    EV_SURE = 23
 
 cdef void emit(Engine* e, uint32_t kind, uint32_t a, uint64_t b, uint64_t c, uint64_t d, const void* data,
                uint64_t size) noexcept nogil

@@ -5,7 +5,7 @@ from libc.string cimport memcpy, memset
 from datapath.device cimport device_offset
 from datapath.disk cimport disk_pread
 from datapath.checksum cimport check_range, verify_range
-from datapath.chunkstore cimport chunk_fd, chunk_find, chunk_get, chunk_tags
+from datapath.chunkstore cimport chunk_fd, chunk_find, chunk_get, chunk_missing, chunk_tags
 from datapath.connection cimport buf_get, buf_put, buf_ref
 from datapath.ondisk cimport SLOT_NONE, TAG_UNKNOWN, Tag
 from datapath.ring cimport Message
@@ -15,12 +15,13 @@ from datapath.targetengine cimport (EV_CAPABILITY, conn_by_id, emit, map_miss, o
                                     reply_to, send_body, send_head, send_ref)
 from datapath.targetlease cimport lease_asked, peer_get
 from datapath.targetlost cimport device_lost, lost_status
-from datapath.targetmembers cimport members_ready
+from datapath.targetmembers cimport entry_of, members_ready
 from datapath.targetops cimport ops_forget, ops_tell, ops_tell_all, ops_told
 from datapath.targetpair cimport PULL_BLOCKS_MAX, agreed, secondary_answer
 from datapath.targetread cimport read_answer
 from datapath.targetrepair cimport repair_asked, repair_want, verify_start
 from datapath.targetstate cimport *
+from datapath.targetunsure cimport missing_status
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
 
@@ -116,6 +117,8 @@ cdef uint32_t admit(Engine* e, Conn* c, Header* h, bint write, Chunk** found) no
     found[0] = chunk = chunk_find(e, h.volume_id, h.chunk_index)
     if entry.primary != e.sds_id and (write or entry.secondary != e.sds_id):
         return ST_NOT_MEMBER
+    if chunk_missing(e, chunk):
+        return missing_status(e, h.volume_id, h.chunk_index, entry)
     if (chunk != NULL and chunk.unsynced) or not members_ready(e, entry, h.volume_id, h.chunk_index, chunk):
         return ST_NOT_READY
     return ST_OK
@@ -217,7 +220,11 @@ cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noe
 
 cdef void tags_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
     cdef Chunk* chunk = chunk_find(e, h.volume_id, h.chunk_index)
+    cdef const MapEntry* entry = entry_of(e, h.volume_id, h.chunk_index)
     cdef Header r
+    if entry == NULL:                                      # it went while the question waited
+        reply_to(e, c.id, h, ST_NOT_READY, 0)
+        return
     if chunk != NULL and device_lost(e, chunk):            # see read_plan
         reply_to(e, c.id, h, ST_IO_ERROR, 0)
         return
@@ -228,6 +235,9 @@ cdef void tags_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
     reply_head(e, &r, h, ST_OK)
     if chunk == NULL or chunk.slot == SLOT_NONE:
         r.flags = FLAG_ABSENT
+        if chunk_missing(e, chunk) and entry.secondary == e.sds_id:
+            r.flags |= FLAG_RESYNC                         # which says nothing about what was written
+            missing_status(e, h.volume_id, h.chunk_index, entry)
     else:
         r.body_length = CHUNK_BLOCKS * 16
     send_head(e, c, &r)
@@ -349,7 +359,8 @@ cdef void pinged(Engine* e, Conn* c, Header* h) noexcept nogil:
     if h.volume_id:
         chunk = chunk_get(e, h.volume_id, h.chunk_index)
         if chunk != NULL and h.flags & FLAG_RESYNC:
-            agreed(e, chunk)
+            if h.flags & FLAG_ABSENT or not (chunk.doubtful or chunk_missing(e, chunk)):
+                agreed(e, chunk)
             chunk.open_epoch = max(chunk.open_epoch, h.epoch)
     elif h.flags & FLAG_RESYNC:
         (<Session*>c.user).ready = True
@@ -398,6 +409,7 @@ cdef uint32_t place_status(Engine* e, Conn* c, Header* h) noexcept nogil:
 cdef int primary_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noexcept nogil:
     cdef uint32_t count = h.length >> BLOCK_SHIFT
     cdef uint32_t head = count * (20 if h.opcode == OP_PUSH else 4)
+    cdef const MapEntry* entry
     cdef Chunk* chunk
     cdef Op* op
     cdef uint32_t status = ST_OK
@@ -427,6 +439,11 @@ cdef int primary_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) no
             reply_to(e, c.id, h, ST_PAYLOAD, 0)
             return 0
         chunk = chunk_get(e, h.volume_id, h.chunk_index)
+        entry = entry_of(e, h.volume_id, h.chunk_index)
+        if (chunk != NULL and chunk_missing(e, chunk) and entry.secondary == e.sds_id
+                and not (h.opcode == OP_PUSH and chunk.doubtful)):
+            reply_to(e, c.id, h, missing_status(e, h.volume_id, h.chunk_index, entry), 0)
+            return 0
         op = NULL if chunk == NULL else op_new(e)
         if op == NULL:
             reply_to(e, c.id, h, ST_BUSY, 0)

@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uint16_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 from datapath.checksum cimport verify_range
-from datapath.chunkstore cimport chunk_fd, chunk_find, chunk_get, chunk_tags
+from datapath.chunkstore cimport chunk_fd, chunk_find, chunk_get, chunk_missing, chunk_tags
 from datapath.connection cimport buf_get
 from datapath.device cimport device_offset
 from datapath.disk cimport disk_pread, disk_pread_cached
@@ -88,6 +88,8 @@ cdef bint learns(Engine* e, const Learner* learner, MapVolume* v, uint32_t index
     if chunk != NULL and chunk.learn >= LEARN_WHOLE:
         return False
     e.learn_left += 1
+    if chunk_missing(e, chunk):                            # what we do not have is not what it should have
+        return False
     if (chunk != NULL and (chunk.learn != LEARN_NOT or chunk.unsynced or chunk.learn_retry_ns > e.now_ns)
             or learner != NULL and learner.retry_ns > e.now_ns
             or e.learn_told >= TOLD_MAX

@@ -7,7 +7,7 @@ map does not name is given back only on the word of a map that is at least as ne
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from datapath.chunkstore cimport chunk_find, chunk_forget, chunk_get, chunk_release
+from datapath.chunkstore cimport chunk_find, chunk_forget, chunk_get, chunk_missing, chunk_release
 from datapath.ondisk cimport SLOT_NONE
 from datapath.targetengine cimport EV_LEAVING, apply, emit, op_settle
 from datapath.targetlearn cimport learn_forget
@@ -15,6 +15,7 @@ from datapath.targetlease cimport fence, gate_open, leased
 from datapath.targetlost cimport chunk_lost
 from datapath.targetpair cimport agreed, ask, peer_ready, unsync
 from datapath.targetstate cimport *
+from datapath.targetunsure cimport missing_with
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport FLAG_RESYNC, OP_PING, ST_OK, ST_STALE_MAP
 
@@ -34,7 +35,7 @@ cdef bint passed(Engine* e, const MapEntry* entry, uint64_t volume_id, uint32_t 
     if not gate_open(e, entry):
         return False
     p = e.peers[entry.secondary]
-    if entry.secondary and p != NULL and p.out != NULL:
+    if entry.secondary and p != NULL and peer_ready(p.out):
         ask(e, p.out, OP_PING, volume_id, index, 0, 0, FLAG_RESYNC)
     return True
 
@@ -62,14 +63,18 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
     cdef bint member = leads or entry.secondary == e.sds_id
     cdef bint joins = leads and old.epoch and entry.secondary and entry.secondary != old.secondary
     cdef bint taught, doubtful
+    cdef bint taught_us = e.unsure and member and old.learner == e.sds_id
     if entry.left and entry.left != e.sds_id and member:
         fence(e, entry.left, version)
-    if chunk == NULL and (joins or (member and (entry.left or old.left))):
+    if chunk == NULL and (joins or taught_us or (member and (entry.left or old.left))):
         chunk = chunk_get(e, volume_id, index)
     if chunk == NULL:
         return
+    chunk.certain = chunk.certain or taught_us
+    chunk.gone = False
     chunk.alone = False
     chunk.failures = 0
+    chunk.full = False
     if member and old.left and old.left != entry.left and old.left != e.sds_id and not gate_open(e, old):
         chunk.hold_ns = max(chunk.hold_ns, e.peers[old.left].fence_ns)  # two members have left one after the other
     if not leads and member and entry.left and chunk.open_epoch < entry.epoch:
@@ -156,20 +161,24 @@ cdef void release_gated(Engine* e) noexcept nogil:
 
 
 cdef void tell_leaving(Engine* e, Peer* p) noexcept nogil:
-    cdef uint32_t i, count = 0
-    cdef uint64_t* found = <uint64_t*>malloc(16 * <size_t>e.chunk_count + 16)
+    cdef uint32_t i, count = missing_with(e, p.sds_id, NULL) if e.unsure else 0
+    cdef uint64_t* found = <uint64_t*>malloc(16 * (<size_t>e.chunk_count + count) + 16)
     cdef Chunk* c
+    cdef bint knows = not e.unsure or e.maps_whole         # else it cannot even name what it may lack
     if found == NULL:
         return                                             # asked again while the trouble lasts
+    if e.unsure:
+        count = missing_with(e, p.sds_id, found)
     for i in range(e.table_capacity):
         c = e.table[i]
         while c != NULL:
-            if c.doubtful or chunk_lost(e, c):
+            if (c.doubtful or c.full or chunk_lost(e, c)) and not chunk_missing(e, c):
                 found[2 * count] = c.volume_id             # also of others' pairs: the MDM's map may be newer than ours
                 found[2 * count + 1] = c.index
                 count += 1
             c = c.hash_next
-    emit(e, EV_LEAVING, p.sds_id, p.agreed_as_primary, p.agreed_as_secondary, 0, found, 16 * <uint64_t>count)
+    emit(e, EV_LEAVING, p.sds_id, knows and p.agreed_as_primary, knows and p.agreed_as_secondary, 0, found,
+         16 * <uint64_t>count)
     free(found)
 
 

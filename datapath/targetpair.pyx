@@ -12,9 +12,10 @@ from datapath.device cimport device_offset
 from datapath.disk cimport disk_pread
 from datapath.checksum cimport block_seed, crc32c, verify_range
 from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_find, chunk_get,
-                                  chunk_intent, chunk_tags, chunk_trim, chunk_write)
+                                  chunk_intent, chunk_missing, chunk_tags, chunk_trim, chunk_write)
 from datapath.ondisk cimport SEQ_COUNTER_BITS, SEQ_MASK, SLOT_NONE, Tag
-from datapath.tags cimport tag_check, tag_is_hole, tag_is_unknown, tag_newer, tag_set, tag_set_never
+from datapath.tags cimport (
+    tag_check, tag_is_hole, tag_is_lost, tag_is_unknown, tag_newer, tag_set, tag_set_lost, tag_set_never)
 from datapath.targetdurability cimport checkpoint_start, commit_start
 from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIRED, apply, emit, map_miss, op_settle, replication_id,
                                     send_body, send_head, volume_commit)
@@ -25,14 +26,17 @@ from datapath.targetmembers cimport entry_of
 from datapath.targetops cimport op_undo, ops_forget_told, ops_tell, ops_tell_all, ops_told_back
 from datapath.targetrepair cimport check_answer
 from datapath.targetstate cimport *
+from datapath.targetunsure cimport missing_both
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport *
 
 cdef enum:
+    ASK_AGAIN_NS = 1000000000
     RETRY_NS = 200000000             # a chunk whose agreement failed (a full or failed disk) is tried again after this
 
 
 cdef void unsync(Engine* e, Chunk* c) noexcept nogil:
+    c.doubtful = c.doubtful or chunk_missing(e, c)
     if not c.unsynced:
         c.unsynced = True
         e.unsynced_count += 1
@@ -43,6 +47,9 @@ cdef void unsync(Engine* e, Chunk* c) noexcept nogil:
 cdef void agreed(Engine* e, Chunk* c) noexcept nogil:
     c.doubtful = c.peer_doubtful = c.untold = c.bad = c.alone = False
     c.failures = c.told_by = 0
+    c.full = False
+    c.gone = False
+    c.certain = e.unsure
     if c.unsynced:
         c.unsynced = False
         e.unsynced_count -= 1
@@ -149,6 +156,12 @@ cdef void sync_continue(Engine* e) noexcept nogil:
                             s.outstanding = 1
                             s.failed = s.refused = s.own = s.postponed = False
                             ask(e, p.out, OP_TAGS, chunk.volume_id, chunk.index, 0, 0, 0)
+                elif entry.secondary == e.sds_id and not chunk.doubtful:
+                    # The primary's list may have come after its word that the two agree, on another connection.
+                    p = e.peers[entry.primary]
+                    if p != NULL and peer_ready(p.out) and peer_ready(p.incoming):
+                        chunk.retry_ns = e.now_ns + ASK_AGAIN_NS
+                        ask(e, p.out, OP_REPAIR, chunk.volume_id, chunk.index, 0, CHUNK_SIZE, 0)
                 elif entry.secondary != e.sds_id and entry.learner != e.sds_id and chunk.slot == SLOT_NONE:
                     agreed(e, chunk)                       # told of by a peer that has it with somebody else
             chunk = chunk.hash_next
@@ -211,6 +224,9 @@ cdef void adopt_alone(Engine* e, Chunk* chunk) noexcept nogil:
     """The only member has restarted: what it has is what there is. Who has not restarted has no such block but rot."""
     cdef Tag adopted
     cdef uint32_t block
+    if chunk_missing(e, chunk):
+        missing_both(e, chunk)
+        return
     if device_lost(e, chunk):                              # there is nothing to wait for
         agreed(e, chunk)
         return
@@ -218,7 +234,8 @@ cdef void adopt_alone(Engine* e, Chunk* chunk) noexcept nogil:
         return
     if chunk.slot != SLOT_NONE and chunk.doubtful:
         for block in range(CHUNK_BLOCKS):
-            if tag_is_unknown(chunk_tags(e, chunk) + block) and not adopt(e, chunk, block, &adopted, e.scratch):
+            if (tag_is_unknown(chunk_tags(e, chunk) + block) and not tag_is_lost(chunk_tags(e, chunk) + block)
+                    and not adopt(e, chunk, block, &adopted, e.scratch)):
                 chunk.retry_ns = e.now_ns + RETRY_NS
                 return
     agreed(e, chunk)
@@ -238,9 +255,10 @@ cdef bint give_up(Engine* e, Chunk* chunk) noexcept nogil:
                          (e.incarnation << SEQ_COUNTER_BITS) | e.counter) == 0
 
 
-cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexcept nogil:
+cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs, bint missing) noexcept nogil:
     """Tag by tag. A copy that has not restarted has everything that anybody was shown: it wins over one that has. Else
-    the newer block wins; one that nobody can vouch for is adopted from here."""
+    the newer block wins; one that nobody can vouch for is adopted from here. `missing`: that there is nothing says
+    nothing; ours wins if it is good."""
     cdef Tag never[2]
     cdef Tag adopted
     cdef Tag* mine
@@ -250,13 +268,16 @@ cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexce
     cdef bint good, take
     cdef bint push_all = chunk.peer_doubtful and not chunk.doubtful
     cdef bint pull_all = chunk.doubtful and not chunk.peer_doubtful
-    if theirs == NULL and chunk.slot != SLOT_NONE and (pull_all or (chunk.untold and not push_all)):
+    if theirs == NULL and chunk.slot == SLOT_NONE:
+        return
+    if theirs == NULL and not missing and (pull_all or (chunk.untold and not push_all)):
         s.failed = s.own = not give_up(e, chunk)
         return
     for block in range(CHUNK_BLOCKS):
         tag_set_never(&never[0], chunk.volume_id, chunk.index, block)
         mine = &never[0] if chunk.slot == SLOT_NONE else chunk_tags(e, chunk) + block
-        other = &never[0] if theirs == NULL else theirs + block
+        tag_set_lost(&never[1], chunk.volume_id, chunk.index, block)
+        other = &never[missing] if theirs == NULL else theirs + block
         if memcmp(mine, other, 16) == 0 and not tag_is_unknown(mine):
             continue
         good = local_good(e, chunk, mine, block, bytes)
@@ -268,21 +289,32 @@ cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs) noexce
             s.outstanding += 1
             s.pulled += 1
         elif chunk.slot != SLOT_NONE:
-            if adopt(e, chunk, block, &adopted, bytes):
+            if tag_is_lost(mine):
+                unrepairable(e, chunk, block)
+            elif adopt(e, chunk, block, &adopted, bytes):
                 push_block(e, c, s, chunk, block, &adopted, bytes)
             else:
                 s.failed = s.own = True
 
 
-cdef void tags_seen(Engine* e, Conn* c, Sync* s, Tag* theirs) noexcept nogil:
+cdef void tags_seen(Engine* e, Conn* c, Sync* s, Tag* theirs, bint missing) noexcept nogil:
+    s.chunk.peer_doubtful = s.chunk.peer_doubtful or missing
     if not s.chunk.unsynced:                               # its volume was purged meanwhile: it gets no slot again
         s.failed = True
+    elif missing and chunk_missing(e, s.chunk):
+        missing_both(e, s.chunk)
+        s.failed = s.own = s.refused = True                # by both, so nobody is blamed
     elif theirs != NULL and chunk_allocate(e, s.chunk, epoch_of(e, s.chunk)) < 0:
         s.failed = s.own = True
     elif not intent_durable(e, s.chunk):
         s.postponed = True
     else:
-        compare(e, c, s, s.chunk, theirs)
+        compare(e, c, s, s.chunk, theirs, missing)
+
+
+cdef void unrepairable(Engine* e, Chunk* chunk, uint32_t block) noexcept nogil:
+    e.counters.blocks_unrepairable += 1
+    emit(e, EV_REPAIRED, chunk.index, chunk.volume_id, <uint64_t>block << 32, 1, NULL, 0)
 
 
 cdef inline bint power_lost(const Engine* e) noexcept nogil:
@@ -299,13 +331,13 @@ cdef void bad_there(Engine* e, Conn* c, Sync* s, Chunk* chunk, uint32_t block, c
     if local_good(e, chunk, mine, block, e.scratch):
         push_block(e, c, s, chunk, block, mine, e.scratch)
         return
-    if (disk_pread(chunk_fd(e, chunk), e.scratch, BLOCK_SIZE, <int64_t>device_offset(chunk.slot)
-                   + (<int64_t>block << BLOCK_SHIFT)) == BLOCK_SIZE and memcmp(e.scratch, theirs, BLOCK_SIZE) == 0
+    if (not tag_is_lost(mine) and disk_pread(chunk_fd(e, chunk), e.scratch, BLOCK_SIZE,
+                                        <int64_t>device_offset(chunk.slot) + (<int64_t>block << BLOCK_SHIFT))
+            == BLOCK_SIZE and memcmp(e.scratch, theirs, BLOCK_SIZE) == 0
             and adopt(e, chunk, block, &adopted, e.scratch)):
         push_block(e, c, s, chunk, block, &adopted, e.scratch)
         return
-    e.counters.blocks_unrepairable += 1
-    emit(e, EV_REPAIRED, chunk.index, chunk.volume_id, <uint64_t>block << 32, 1, NULL, 0)
+    unrepairable(e, chunk, block)
 
 
 cdef bint pulled(Engine* e, Conn* c, Sync* s, Header* h, char* body) noexcept nogil:
@@ -351,7 +383,7 @@ cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
     chunk.retry_ns = 0
     agreed(e, chunk)
     ops_tell(e, c, chunk)
-    ask(e, c, OP_PING, chunk.volume_id, chunk.index, 0, 0, FLAG_RESYNC)
+    ask(e, c, OP_PING, chunk.volume_id, chunk.index, 0, 0, FLAG_RESYNC | FLAG_ABSENT)
     op = chunk.ops
     while op != NULL:
         following = op.next
@@ -470,6 +502,7 @@ cdef int secondary_answer(Engine* e, Conn* c, Header* h, char* body) noexcept no
     elif h.status != ST_OK:
         s.failed = True
     elif h.opcode == (OP_TAGS | OP_REPLY):
-        tags_seen(e, c, s, NULL if h.flags & FLAG_ABSENT else <Tag*>body)
+        tags_seen(e, c, s, NULL if h.flags & FLAG_ABSENT else <Tag*>body,
+                  h.flags & (FLAG_ABSENT | FLAG_RESYNC) == FLAG_ABSENT | FLAG_RESYNC)
     sync_step(e, c, s)
     return 0

@@ -10,7 +10,8 @@ reader takes, until it is written anew.
 from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy, memset
 from datapath.checksum cimport block_seed, crc32c, verify_range
-from datapath.chunkstore cimport chunk_count_live, chunk_discard, chunk_fd, chunk_find, chunk_put, chunk_tags
+from datapath.chunkstore cimport (
+    chunk_count_live, chunk_discard, chunk_fd, chunk_find, chunk_missing, chunk_put, chunk_tags)
 from datapath.connection cimport buf_get
 from datapath.device cimport device_offset
 from datapath.disk cimport disk_pread
@@ -20,9 +21,10 @@ from datapath.ratelimit cimport rate_set, rate_spend, rate_wait_ns
 from datapath.tags cimport tag_check, tag_good_hole, tag_is_hole, tag_is_unknown, tag_newer
 from datapath.targetengine cimport (EV_REPAIRED, EV_SCRUBBED, conn_by_id, emit, op_enter, op_finish, op_new,
                                     op_settle, replication_id, reply_head, reply_to, send_body, send_head, send_ref)
-from datapath.targetmembers cimport entry_of
+from datapath.targetmembers cimport entry_of, passed
 from datapath.targetpair cimport ask, peer_ready, push_head
 from datapath.targetstate cimport *
+from datapath.targetunsure cimport missing_there
 from datapath.volumemap cimport MapEntry
 from datapath.wire cimport *
 
@@ -90,9 +92,18 @@ cdef void repair_want(Engine* e, Chunk* chunk, uint32_t first, uint32_t count) n
 cdef void repair_asked(Engine* e, Conn* c, Header* h) noexcept nogil:
     cdef const MapEntry* entry = entry_of(e, h.volume_id, h.chunk_index)
     cdef Chunk* chunk = chunk_find(e, h.volume_id, h.chunk_index)
+    cdef Peer* p
     reply_to(e, c.id, h, ST_OK, 0)
-    if (chunk != NULL and entry != NULL and entry.primary == e.sds_id
-            and entry.secondary == (<Session*>c.user).node_id):
+    if entry == NULL or entry.primary != e.sds_id or entry.secondary != (<Session*>c.user).node_id:
+        return
+    if h.length == CHUNK_SIZE and h.flags & FLAG_ABSENT:
+        missing_there(e, h.volume_id, h.chunk_index)
+    elif h.length == CHUNK_SIZE:                           # whether the copies agree: it has not heard
+        p = e.peers[entry.secondary]
+        if (p != NULL and peer_ready(p.out) and not chunk_missing(e, chunk) and (chunk == NULL or not chunk.unsynced)
+                and passed(e, entry, h.volume_id, h.chunk_index)):
+            ask(e, p.out, OP_PING, h.volume_id, h.chunk_index, 0, 0, FLAG_RESYNC | FLAG_ABSENT)
+    elif chunk != NULL:
         repair_want(e, chunk, h.offset >> BLOCK_SHIFT, h.length >> BLOCK_SHIFT)
 
 

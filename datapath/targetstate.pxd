@@ -165,8 +165,11 @@ cdef struct Chunk:
     uint64_t hold_ns                 # not served before: an earlier member that left may still serve
     uint32_t open_epoch              # the primary has said that whoever left before this epoch serves no more
     uint64_t retry_ns                # unsynced: the agreement failed, not tried again before
+    bint full                        # no room here for a write that the secondary may have: until they agree
     uint32_t failures                # of its agreement, because of one side's disk
     bint alone                       # the MDM is being asked to leave the secondary out: it stays unsynced until then
+    bint certain                     # unsure engine: it is known that it has no slot here
+    bint gone                        # unsure engine: nobody can tell what it held
     bint bad                         # a part of it cannot be read or written here: the other member is to go on alone
     uint64_t known_since             # serial in Engine.op_ids: older entries are not of this copy
     uint16_t told_by                 # unsynced: the secondary that has told us some
@@ -245,6 +248,7 @@ cdef struct Counters:
     uint64_t flush_ops, flush_ns, discard_ops, reads_inline, reads_pooled, checksum_errors, journal_commits, checkpoints
     uint64_t bad_frames, leases_lapsed, turn_max_ns
     uint64_t resync_bytes, resync_chunks, resync_left, ops_known
+    uint64_t chunks_gone
     uint64_t blocks_repaired, blocks_unrepairable, scrub_chunks, scrub_bytes, scrub_errors, scrub_passes
     uint32_t clients, peers, queue_depth
 
@@ -298,6 +302,12 @@ cdef struct Engine:
     bint gated                       # operations wait for a gate to open
     bint strays                      # the map says of something here that it is not ours
     bint lost                        # chunks here may be lost to a disk: looked for at each tick
+    bint unsure                      # a chunk that has no slot may have had one: a device has lost track (targetunsure)
+    bint maps_whole                  # all maps with chunks of ours are here
+    uint32_t unsure_volume           # the search for chunks that are missing: place in the map's table
+    uint32_t unsure_chunk
+    uint32_t unsure_found            # in this round
+    uint64_t gone_told_ns
     uint64_t miss_volume[4096]
     uint32_t miss_segment[4096]
     uint32_t miss_count

@@ -40,14 +40,18 @@ cdef enum Opcode:
     OP_REPLICATE = 32                # body: checks + payload, whole blocks, all written as (epoch, seq)
     OP_REPLICATE_DISCARD = 33
     OP_DIRTY = 34                    # request: none; reply body: (volume u64, chunk u32, pad u32)*, paged: see wire.md
-    OP_TAGS = 35                     # reply body: 1024 tags of 16 bytes, or FLAG_ABSENT and no body
+    # Reply body: 1024 tags of 16 bytes, or FLAG_ABSENT and no body; with FLAG_RESYNC too: it may have been lost.
+    OP_TAGS = 35
     # In answers of PULL and VERIFY the tag of a block that does not match it is unknown (see ondisk.pxd).
     OP_PULL = 36                     # read with tags: reply body: checks (of the payload) + tags + payload
     OP_PUSH = 37                     # resync: body: checks + tags + payload, each block under its own tag
-    OP_PING = 38                     # lease renewal and liveness
+    # Lease renewal and liveness. Of a chunk, with FLAG_RESYNC: who left before this epoch serves no more; with
+    # FLAG_ABSENT too: the copies have been compared, and agree.
+    OP_PING = 38
     OP_VERIFY = 39                   # reply body: a tag of 16 bytes a block, or FLAG_ABSENT and no body
     # SDS (secondary) -> SDS (primary)
-    OP_REPAIR = 40                   # a block in this range did not match its tag: the copies are to be looked at
+    # A block in this range did not match its tag: the copies are to be looked at. A whole chunk: it may be missing.
+    OP_REPAIR = 40
     OP_REPLY = 128                   # added to the opcode of the request in its answer
 
 cdef enum Flag:

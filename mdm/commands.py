@@ -105,11 +105,13 @@ class TellRebuild:
 
 @dataclass(frozen=True, kw_only=True)
 class TellRepairs:
-    """An event about stored blocks that were bad, of chunks that the SDS leads: rewritten, or in no copy any more."""
+    """An event about stored blocks that were bad, of chunks that the SDS leads: rewritten, or in no copy any more. With
+    ``tables`` about entries of its slot tables, and devices that do not know what was in their slots."""
 
     sds_id: int
     repaired: int
     unrepairable: int
+    tables: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,7 @@ class Control:
         self._manager = orchestrator.manager
         self._membership = orchestrator.membership
         self._repairs = Repairs()
+        self._mended = Repairs("entries_repaired", "devices_unsure")
         self._witness = Witness(orchestrator.membership)
         self._in_vain: dict[tuple[int, int], tuple[commands.LeaveOut, Mapping[int, Any]]] = {}
         """What was asked last and changed nothing, and the maps that it was asked of."""
@@ -143,6 +144,7 @@ class Control:
         except BaseException:
             self._withdraw(sds.sds_id, runtime)
             raise
+        await faults.note(self._orchestrator, sds.sds_id, suffers, is_newest=True)
         # Meanwhile the session may have ended, or the node connected again: then this answer goes nowhere.
         if session.closed.is_set() or self._membership.nodes.get(name) is not candidate:
             self._withdraw(sds.sds_id, runtime)
@@ -151,8 +153,12 @@ class Control:
             raise NotFoundError(f"SDS {sds.name} was removed")
         candidate.sds_id = sds.sds_id
         self._ids[session] = sds.sds_id
-        await faults.note(self._orchestrator, sds.sds_id, suffers, is_newest=True)
-        return self._admission(session, sds.sds_id, serving=bool(devices))
+        reply = self._admission(session, sds.sds_id, serving=bool(devices))
+        if params.get("unsure"):
+            # It has to compare all that it may have had with the other copies.
+            volumes = self._manager.state.volumes.values()
+            reply["placed"] = [volume.volume_id for volume in volumes if volume.uses(sds.sds_id)]
+        return reply
 
     def _withdraw(self, sds_id: int, runtime: SdsRuntime) -> None:
         if self._membership.sds.get(sds_id) is runtime:
@@ -199,11 +205,17 @@ class Control:
         await faults.note(self._orchestrator, sds_id, faults.parse_status(params.get("faults")))
         purged = _numbers(params.get("purged"), PURGED_MAX)
         await self._orchestrator.purged(sds_id, purged)
-        repaired = self._repairs.news(sds_id, stats, trio.current_time())
-        if repaired is not None and sds_id in self._manager.state.sds:
-            await self._manager.execute(
-                commands.TellRepairs(sds_id=sds_id, repaired=repaired.blocks, unrepairable=repaired.unrepairable)
-            )
+        for repairs in (self._repairs, self._mended):
+            news = repairs.news(sds_id, stats, trio.current_time())
+            if news is not None and sds_id in self._manager.state.sds:
+                await self._manager.execute(
+                    commands.TellRepairs(
+                        sds_id=sds_id,
+                        repaired=news.blocks,
+                        unrepairable=news.unrepairable,
+                        tables=repairs is self._mended,
+                    )
+                )
 
     async def _sds_leave_out(self, session: Session, params: Params) -> dict[str, Any]:
         """Where the asker leads the other one is left out at once; where it does not, if that one does not answer."""

@@ -1,7 +1,8 @@
 """Which repairs of stored blocks are worth an event: one per SDS and INTERVAL_SECONDS, however many blocks; what cannot
 be repaired does not wait for what was. Pure.
 
-An SDS counts, since it started, the blocks that it had rewritten from their other copy, and those that no copy has.
+An SDS counts, since it started, the blocks that it had rewritten from their other copy, and those that no copy has; and
+the entries of its slot tables that it has mended, and the devices that had lost track of what was in their slots.
 """
 
 from __future__ import annotations
@@ -30,13 +31,16 @@ class _Seen:
 
 
 class Repairs:
-    def __init__(self) -> None:
+    """Of the two counters with these names."""
+
+    def __init__(self, repaired: str = "blocks_repaired", lost: str = "blocks_unrepairable") -> None:
+        self._names = repaired, lost
         self._seen: dict[int, _Seen] = {}
 
     def news(self, sds_id: int, stats: Mapping[str, Any], now: float) -> Repaired | None:
         """What has come since the last time that this was not None, if it is time to tell of it."""
         seen = self._seen.setdefault(sds_id, _Seen())
-        counted = Repaired(_count(stats, "blocks_repaired"), _count(stats, "blocks_unrepairable"))
+        counted = Repaired(*(_count(stats, name) for name in self._names))
         more = [
             now_ - before if now_ >= before else now_  # less: it was started anew
             for now_, before in zip(counted, seen.counted, strict=True)

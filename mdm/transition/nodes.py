@@ -256,8 +256,17 @@ def tell_repairs(draft: Draft, command: commands.TellRepairs) -> None:
     said = f"{command.repaired} blocks that did not match their checksums were rewritten from the other copy"
     if lost:
         said = f"{lost} blocks do not match their checksums in any copy: they cannot be read until they are written"
+    kinds = (EventType.BLOCKS_REPAIRED, EventType.BLOCKS_UNREPAIRABLE)
+    if command.tables:
+        kinds = (EventType.SLOTS_REPAIRED, EventType.SLOTS_LOST)
+        said = f"{command.repaired} entries of its slot tables had rotted and were mended"
+        if lost:
+            said = (
+                f"{lost} devices had lost track of what was in their slots: it is compared with the other copies,"
+                " and what has none cannot be read"
+            )
     draft.event(
-        EventType.BLOCKS_UNREPAIRABLE if lost else EventType.BLOCKS_REPAIRED,
+        kinds[lost > 0],
         f"SDS {sds.name}: {said}",
         pd_id=sds.pd_id,
         sds_id=sds.sds_id,

@@ -345,6 +345,7 @@ class Sds:
             # None at all says that we do not serve: a part of them would be taken for the whole.
             "devices": [] if devices.failed else devices.describe(),
             "faults": self._faults.describe(),
+            "unsure": devices.unsure,
         }
 
     async def _serve(self, reply: dict[str, Any]) -> None:

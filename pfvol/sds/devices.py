@@ -29,6 +29,7 @@ STATE_FORMAT: Final = 1
 DEVICES_MAX: Final = 1024
 WORKING_MAX: Final = 4  # devices that are made or recovered at a time
 _SUMMARY: Final = ("clean", "used", "free", "unknown_blocks", "records")
+_ROT: Final = ("superblock_restored", "journal_damaged", "mended", "lost_reasons", "unsure")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,11 @@ class Devices:
         """The youngest of the devices: what was acknowledged under an older one may be lost on that device."""
         return max((device.durable_incarnation for device in self.opened.values()), default=0)
 
+    @property
+    def unsure(self) -> bool:
+        """One of them has lost track of what was in its slots: the MDM has to say what there may have been."""
+        return any(device.unsure for device in self.opened.values())
+
     def describe(self) -> list[dict[str, Any]]:
         """As ``sds.register`` wants them."""
         return [
@@ -234,12 +240,13 @@ class Devices:
                         f"where device {spec.index} of {spec.slots} is due"
                     )
                 summary = device.recover()
-                if summary["lost"]:
-                    raise ValueError(f"slots are damaged: {summary['lost_reasons']}")
             except BaseException:
                 device.close(clean=False)
                 raise
             self._log.info("device opened", path=spec.path, **{key: summary[key] for key in _SUMMARY})
+            rot = {key: summary[key] for key in _ROT if summary[key]}
+            if rot:
+                self._log.error("device has rotted", path=spec.path, **rot)
             self.opened[spec.index] = device
 
         await self._attempt(spec.index, spec.path, open_and_recover)

@@ -174,22 +174,22 @@ class Segments:
         await trio.sleep_until(asked_at + MAP_REFRESH_SECONDS)
         await self.fetch(volume_id, segment)
 
-    async def fetch(self, volume_id: int, segment: int, *, only_ours: bool = False) -> None:
-        """Asks the MDM, however long it is away, and tells the engine."""
+    async def fetch(self, volume_id: int, segment: int, *, only_ours: bool = False) -> bool:
+        """Asks the MDM, however long it is away, and tells the engine. False: its answer cannot be used."""
         volume = self._volumes.setdefault(volume_id, _Volume())
         async with volume.lock:
             volume.asking = segment
             try:
-                await self._fetch(volume_id, volume, segment, only_ours=only_ours)
+                return await self._fetch(volume_id, volume, segment, only_ours=only_ours)
             finally:
                 volume.asking = None
 
-    async def _fetch(self, volume_id: int, volume: _Volume, segment: int, *, only_ours: bool) -> None:
+    async def _fetch(self, volume_id: int, volume: _Volume, segment: int, *, only_ours: bool) -> bool:
         try:
             entries, made, registrations = await self._ask(volume_id, segment)
         except NotFoundError:
             self._gone(volume_id)
-            return
+            return True
         except Error as error:
             # The engine must get an answer, or it would wait for this one for ever: a map that has no chunk of ours.
             # It replaces nothing that the engine has, and what is stale stays so.
@@ -197,13 +197,14 @@ class Segments:
             entries, made, registrations = bytes(SEGMENT_MAP_BYTES), NONE, -1
         # No await from here on.
         if self._volumes.get(volume_id) is not volume:
-            return  # forgotten meanwhile: nothing of it is to come back
+            return False  # forgotten meanwhile: nothing of it is to come back
         if not only_ours or segment in volume.told_at or self._is_in(entries):
             volume.told_at[segment] = trio.current_time()
             self._engine.set_segment(volume_id, segment, entries, made)
         if registrations == self._registrations:
             self._stale.discard((volume_id, segment))
             self._settle()
+        return registrations >= 0
 
     async def _ask(self, volume_id: int, segment: int) -> tuple[bytes, int, int]:
         """The entries, the version that they are of, and how many registrations there had been at the question."""

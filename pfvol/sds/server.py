@@ -40,6 +40,7 @@ VERIFY_TIMEOUT_SECONDS: Final = 60.0
 BARRIER_TIMEOUT_SECONDS: Final = 5.0
 SCRUB_BYTES_PER_SECOND: Final = 5_000_000
 PURGED_MAX: Final = 65536
+CATCH_UP_SECONDS: Final = 2.0  # for the others to find an MDM that is back, and to hear of the newest map
 LOGGED_AGAIN_SECONDS: Final = 10.0  # of what a client may bring about over and over; in between it is for debugging
 
 
@@ -59,12 +60,14 @@ class Server:
         self._capabilities_waiting = 0
         self._warned_at: dict[int, float] = {}  # connection -> when a refusal was last a warning
         self._full_said_at = float("-inf")
+        self._registered_at = float("-inf")
         self._verifying = trio.CapacityLimiter(1)
         self._tokens = 0
         self._learning: set[int] = set()  # volumes that the MDM is being asked about because they are copied
         self._answers: dict[int, tuple[trio.Event, list[tuple[Any, ...]]]] = {}
         self._purged: list[int] = []
         self._nursery: trio.Nursery | None = None
+        self._making_sure = False
         self._scrubbed_at = 0  # Unix time of the end of the last whole pass; 0: none
         self._log = get_logger("sds.server")
         self._events: dict[str, Callable[..., None]] = {
@@ -88,6 +91,8 @@ class Server:
             "repair_needed": self._on_repair_needed,
             "repaired": self._on_repaired,
             "scrubbed": self._on_scrubbed,
+            "chunk_gone": self._on_chunk_gone,
+            "sure": self._on_sure,
         }
         self.failed_devices: dict[int, str] = {}
 
@@ -114,6 +119,7 @@ class Server:
 
     def registered(self, reply: dict[str, Any]) -> None:
         """The MDM has admitted us (again): takes its word on everything, and doubts what was learned before."""
+        self._registered_at = trio.current_time()
         self._capability_key = bytes(reply["capability_key"])
         self._target.set_reserved(int(reply["reserved_slots"]))
         self._peers.update(parse_peers(reply["peers"]))
@@ -130,6 +136,9 @@ class Server:
             copied = set(map(int, reply["learning"]))
             for volume_id in {*self._volumes, *copied, *map(int, reply["volumes"])}:
                 self._spawn(self._relearn, volume_id, volume_id in copied)
+            if self._target.unsure and not self._making_sure:
+                self._making_sure = True
+                self._spawn(self._make_sure, [int(volume_id) for volume_id in reply.get("placed", ())])
 
     async def listens(self, sds_id: int) -> bool:
         """Whether this other SDS still seems to serve, as far as can be seen from here."""
@@ -303,7 +312,9 @@ class Server:
         self._membership.connected(sds_id)
 
     def _on_peer_silent(self, sds_id: int) -> None:
-        if self._peers.knows(sds_id):
+        """Said again while it lasts. An MDM that died between two pushes has left it behind us: as soon as both of us
+        have found the next one that is over, and whoever comes first must not have the other one left out."""
+        if self._peers.knows(sds_id) and trio.current_time() - self._registered_at >= CATCH_UP_SECONDS:
             self._membership.trouble(sds_id)
 
     def _on_peer_failed(self, sds_id: int) -> None:
@@ -357,6 +368,12 @@ class Server:
         self._scrubbed_at = int(time.time())
         self._log.info("scrubbed", chunks=chunks, bytes=bytes_read, errors=errors)
 
+    def _on_chunk_gone(self, volume_id: int, chunk: int) -> None:
+        self._log.error("no copy of a chunk is known to be whole: a device has rotted", volume=volume_id, chunk=chunk)
+
+    def _on_sure(self) -> None:
+        self._log.info("nothing is missing any more of what the devices had lost track of")
+
     # -- learning of volumes
 
     async def _learn_to_copy(self, volume_id: int) -> None:
@@ -367,6 +384,24 @@ class Server:
                 await trio.sleep(RETRY_SECONDS)
         finally:
             self._learning.discard(volume_id)
+
+    async def _make_sure(self, volumes: list[int]) -> None:
+        """Has the engine know of every chunk that it may have had; tried again at the next registration."""
+        try:
+            for volume_id in volumes:
+                try:
+                    info = await self._volumes.refresh(volume_id)
+                except NotFoundError:
+                    continue
+                await self._learn(volume_id, info)
+                for segment in range(info.segments):
+                    if not await self._segments.fetch(volume_id, segment, only_ours=True):
+                        return
+            self._target.maps_whole()
+        except Error as error:
+            self._log.error("what a device may have lost cannot be looked up", reason=error.message)
+        finally:
+            self._making_sure = False
 
     async def _relearn(self, volume_id: int, whole: bool = False) -> bool:
         """Asks the MDM about the volume and tells the engine; False when the MDM's answer cannot be used.

@@ -75,7 +75,8 @@ def _read(path: Path) -> Pages:
 
 def taken_for_rot(summary: dict[str, Any]) -> list[str]:
     """What no crash leaves behind must not be found after one."""
-    return [f"a crash taken for rot: {sign}" for sign in ("journal_damaged", "superblock_restored", "mended") if summary[sign]]
+    signs = ("journal_damaged", "superblock_restored", "mended", "unsure")
+    return summary["lost_reasons"] + [f"a crash taken for rot: {sign}" for sign in signs if summary[sign]]
 
 
 class Bench:
@@ -109,7 +110,7 @@ class Bench:
         opened = BlockDevice.open(self.directory / device, boot_id=boot)
         try:
             summary = opened.recover()
-            return self.look(device, opened, summary["lost_reasons"] + taken_for_rot(summary), whole)
+            return self.look(device, opened, taken_for_rot(summary), whole)
         finally:
             opened.close(clean=False)
 
@@ -279,7 +280,7 @@ class Explorer:
             for device in devices:
                 opened[device] = BlockDevice.open(self.bench.directory / device, boot_id=self.rng.randbytes(16))
                 summary = opened[device].recover()
-                found[device] = self.bench.look(device, opened[device], summary["lost_reasons"] + taken_for_rot(summary), False)
+                found[device] = self.bench.look(device, opened[device], taken_for_rot(summary), False)
             recording.mark("recovered")
             # On one of them: what a sync of one device promises is not known of the others.
             volume = FRESH_VOLUME + self.depth

@@ -135,7 +135,7 @@ async def test_a_refused_block_keeps_the_chunk_out_of_service_until_it_is_taken(
     assert (await client.read(VOLUME)).status == wire.ST_NOT_READY
     await secondary.answer(pushed)
     agreed = await secondary.next(wire.OP_PING)
-    assert (agreed.header["volume_id"], agreed.header["flags"]) == (VOLUME, wire.FLAG_RESYNC)
+    assert (agreed.header["volume_id"], agreed.header["flags"]) == (VOLUME, wire.FLAG_RESYNC | wire.FLAG_ABSENT)
     assert (await client.read(VOLUME)).payload == DATA
 
 
@@ -215,7 +215,7 @@ async def test_a_first_write_stays_only_if_the_copy_that_was_lost_has_it(
         else:
             await secondary.answer(asked, flags=wire.FLAG_ABSENT)
         agreed = await secondary.next(wire.OP_PING)
-        assert (agreed.header["chunk_index"], agreed.header["flags"]) == (FRESH, wire.FLAG_RESYNC)
+        assert (agreed.header["chunk_index"], agreed.header["flags"]) == (FRESH, wire.FLAG_RESYNC | wire.FLAG_ABSENT)
         answered = await client.receive()
         assert answered.status == (wire.ST_OK if got_it else wire.ST_NOT_READY)
         assert (await client.read(VOLUME, FRESH)).payload == (DATA if got_it else bytes(len(DATA)))

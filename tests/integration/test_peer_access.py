@@ -83,7 +83,7 @@ async def test_a_copy_that_the_map_does_not_place_here_from_there_is_refused(pai
         push = await third.request(wire.OP_PUSH, checks + bytes(16) + DATA, **place, length=4096, epoch=4)
         pull = await third.request(wire.OP_PULL, b"", **place, length=4096, epoch=4)
         tags = await third.request(wire.OP_TAGS, b"", **place)
-        agreed = await third.request(wire.OP_PING, b"", **place, flags=wire.FLAG_RESYNC, op_id=0)
+        agreed = await third.request(wire.OP_PING, b"", **place, flags=wire.FLAG_RESYNC | wire.FLAG_ABSENT, op_id=0)
         for reply in (discard, push, pull, tags, agreed):
             assert reply.status == wire.ST_NOT_MEMBER
             assert reply.body == b""

@@ -19,6 +19,11 @@ def test_many_repairs_are_one_event_an_interval() -> None:
     assert repairs.news(1, counted(60, 2), 11.0 + 3 * INTERVAL_SECONDS) is None
 
 
+def test_other_counters_are_told_of_in_the_same_way() -> None:
+    repairs = Repairs("entries_repaired", "devices_unsure")
+    assert repairs.news(1, counted(3, 1) | {"entries_repaired": 2, "devices_unsure": 1}, 0.0) == Repaired(2, 1)
+
+
 def test_an_sds_that_was_started_anew_counts_from_nothing() -> None:
     repairs = Repairs()
     assert repairs.news(1, counted(9), 0.0) == Repaired(9, 0)

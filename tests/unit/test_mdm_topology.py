@@ -387,6 +387,10 @@ def test_bad_blocks_of_an_sds_are_an_event() -> None:
     world.run(TellRepairs(sds_id=1, repaired=3, unrepairable=2))
     assert world.events[-1].type is EventType.BLOCKS_UNREPAIRABLE
     assert world.events[-1].details == {"repaired": 3, "unrepairable": 2}
+    world.run(TellRepairs(sds_id=1, repaired=3, unrepairable=0, tables=True))
+    assert world.events[-1].type is EventType.SLOTS_REPAIRED
+    world.run(TellRepairs(sds_id=1, repaired=3, unrepairable=1, tables=True))
+    assert world.events[-1].type is EventType.SLOTS_LOST
 
 
 def test_the_last_sds_of_a_purge_may_also_end_it_by_going_away() -> None:

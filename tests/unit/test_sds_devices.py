@@ -85,10 +85,8 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-DAMAGES = [("superblock", flip)] + [
-    (file, damage)
-    for file in ("superblock", "slots", "tags", "blocks", "journal")
-    for damage in (truncate, Path.unlink)
+DAMAGES = [("superblock", Path.unlink)] + [
+    (file, damage) for file in ("slots", "tags", "blocks", "journal") for damage in (truncate, Path.unlink)
 ]
 
 
@@ -104,16 +102,31 @@ async def test_a_damaged_device_is_named_and_the_others_open(
     await devices.close()
 
 
-async def test_a_slot_whose_chunk_cannot_be_told_takes_the_device_out(made: Path) -> None:
+@pytest.mark.parametrize("damage", [flip, truncate])
+async def test_a_superblock_that_has_rotted_takes_the_device_out_only_with_the_one_before(
+    made: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(device_path(made, 1) / "superblock")
+    devices = await reopened(made)
+    assert (sorted(devices.opened), devices.unsure) == ([0, 1], False)
+    await devices.close()
+    for name in ("superblock", "superblock.new"):
+        damage(device_path(made, 1) / name)
+    devices = await reopened(made)
+    assert list(devices.opened) == [0]
+    assert str(device_path(made, 1)) in devices.failed[1]
+    await devices.close()
+
+
+async def test_a_slot_whose_chunk_cannot_be_told_makes_the_device_unsure(made: Path) -> None:
     device = BlockDevice.open(device_path(made, 1))
     device.recover()
     device.alloc(9, 0)
     device.checkpoint()
     device.close()
-    flip(device_path(made, 1) / "slots")
+    (device_path(made, 1) / "slots").write_bytes(b"\1" * SLOTS * 32)
     devices = await reopened(made)
-    assert list(devices.opened) == [0]
-    assert "slot" in devices.failed[1]
+    assert (sorted(devices.opened), devices.unsure) == ([0, 1], True)
     await devices.close()
 
 

@@ -178,7 +178,7 @@ def test_each_wrong_field_of_the_superblock_has_its_message(path, field):
 
 
 def test_a_superblock_that_has_rotted_is_replaced_by_the_one_before(path):
-    """Goal: a flipped bit costs nothing but the knowledge of what is in the page cache; the good one is never at risk."""
+    """Goal: a flipped bit costs only the knowledge of what is in the page cache; the good one is never at risk."""
     device = BlockDevice.open(path, boot_id=BOOT)
     device.recover()
     device.set_sds(3, 7)
@@ -192,7 +192,8 @@ def test_a_superblock_that_has_rotted_is_replaced_by_the_one_before(path):
         (path / "superblock").write_bytes(data)
         device = BlockDevice.open(path, cluster_id=CLUSTER, boot_id=BOOT)
         assert (path / "superblock.new").read_bytes() != data  # it was written over, not the good one
-        assert device.incarnation == device.durable_incarnation == (incarnation := incarnation + 1)
+        incarnation += 1
+        assert device.incarnation == device.durable_incarnation == incarnation
         summary = device.recover()
         assert (summary["superblock_restored"], summary["journal_damaged"], summary["unsure"]) == (True, False, False)
         assert [*device.used_slots()] == [(slot, 1, 0, 1)]
