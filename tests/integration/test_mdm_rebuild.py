@@ -219,12 +219,12 @@ async def test_what_was_copied_before_the_mdm_was_started_is_not_counted_again(t
         await mdm.run(CreateVolume(pool_id=1, name="v", size_bytes=100 * CHUNK))
         await s1.leave_out(s2, as_secondary=False)
         await s3.leave_out(s2, as_secondary=False)
-        stats, started_again = mdm.orchestrator.membership.sds_stats, Rebuilder(mdm.orchestrator)
+        servers, started_again = mdm.orchestrator.membership.sds, Rebuilder(mdm.orchestrator)
         for copied, news in ((10**12, 0), (10**12 + 5, 5)):
-            stats[s3.sds_id or 0] = {"resync_bytes": copied}
+            servers[s3.sds_id or 0].has_copied(copied)
             assert started_again._newly_copied(mdm.state) == {1: news}
         await back(made, mdm, s1)  # in a new incarnation: all that it has copied is news
-        stats[s1.sds_id or 0] = {"resync_bytes": 7}
+        servers[s1.sds_id or 0].has_copied(7)
         assert started_again._newly_copied(mdm.state) == {1: 7}
 
 

@@ -48,8 +48,8 @@ class Engine:
         events, self._events = self._events, []
         return events
 
-    def verify(self, token: int, volume_id: int, chunk: int) -> None:
-        self.commands.append(("verify", volume_id, chunk))
+    def verify(self, token: int, volume_id: int, chunk_index: int) -> None:
+        self.commands.append(("verify", volume_id, chunk_index))
         if not self.mute:
             self.say("verified", token, volume_id != 0, b"t" * 16384, b"b" * 128)
 
