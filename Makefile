@@ -14,7 +14,7 @@ SOURCES  := setup.py $(wildcard datapath/*.pyx datapath/*.pxd datapath/*.h)
 SANITIZE := build/sanitize
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench model sanitize fuzz crash crashstates soak failover failpoints verify memory dist clean \
+.PHONY: help build demo test lint bench model sanitize fuzz crash crashstates soak failover failpoints rebuild verify memory dist clean \
 	system-build system-demo system-hosts system-test
 
 help:  ## this list
@@ -70,6 +70,9 @@ failover: system-hosts build  ## how long IO stands still when a server dies (KI
 
 failpoints: system-demo build  ## the MDM killed at every boundary of what it does while sets change (ARGS="--only shrink")
 	@$(RUN) -m tests.failpoints.run $(ARGS)
+
+rebuild: system-demo build  ## a server lost for good under load: how fast are its copies made again, and do clients notice?
+	@$(RUN) -m tools.soak.rebuild $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 verify: system-demo build  ## fio and dd on two volumes: does what is written come back? MIB=256 of each volume
 	@$(RUN) -m tools.soak.verify --mib $(MIB) $(ARGS)

@@ -5,8 +5,8 @@ from datapath.device cimport Device
 cdef class BlockDevice:
     cdef Device* device
     cdef readonly object path
-    cdef uint32_t lost_count
     cdef bint was_clean
+    cdef bint restored
     cdef dict __dict__
     cdef lock(self)
     cdef map_files(self)

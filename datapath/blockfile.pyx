@@ -16,18 +16,18 @@ from datapath.checksum cimport block_seed, crc32c
 from datapath.device cimport (
     TAG_GROUP, Device, Own, device_checkpoint_begin, device_checkpoint_end, device_fail, device_intent,
     device_journal_appended, device_journal_commit, device_journal_durable, device_journal_void, device_offset,
-    device_slot_alloc, device_slot_free, device_sync_all, device_sync_begin, device_tags, device_tags_settled,
+    device_entry_store, device_slot_alloc, device_slot_free, device_sure, device_sync_all, device_sync_begin, device_tags, device_tags_settled,
     device_verify_slot,
     journal_of, own_of, tags_reserve)
 from datapath.deviceformat cimport (
-    check_sizes, create_device, id_bytes, raise_errno, require, superblock_parse, superblock_write)
+    check_sizes, create_device, id_bytes, raise_errno, superblock_exchange, superblock_parse, superblock_write)
 from datapath.disk cimport disk_fdatasync
 from datapath.journal cimport (
-    Journal, journal_append, journal_delete, journal_new, journal_read_header, pfvol_load_int, pthread_mutex_destroy,
+    Journal, journal_append, journal_delete, journal_new, pfvol_load_int, pthread_mutex_destroy,
     pthread_mutex_init, read_all, write_all)
 from datapath.ondisk cimport (
     INCARNATION_MAX, JOURNAL_DIRTY, SDS_ID_MAX, SLOT_ENTRY_SIZE, SLOT_FREE, SLOT_LOST, SLOT_NONE, SLOT_SIZE,
-    SLOT_TAGS_SIZE, SLOT_USED, TAGS_PER_SLOT, SlotEntry, Superblock, Tag)
+    SLOT_TAGS_SIZE, SLOT_USED, TAGS_PER_SLOT, UNSURE_INTENTS, UNSURE_SLOTS, SlotEntry, Superblock, Tag)
 from datapath.recovery cimport recover_device
 from datapath.deviceformat import FILES, DeviceFormatError, boot_id_now
 from datapath.tags cimport tag_check, tag_set
@@ -65,6 +65,7 @@ cdef class BlockDevice:
         own = own_of(self.device)
         pthread_mutex_init(&own.punch_list_lock, NULL)
         pthread_mutex_init(&own.punch_lock, NULL)
+        pthread_mutex_init(&own.slots_lock, NULL)
 
     def __dealloc__(self):
         if self.device == NULL:
@@ -73,6 +74,7 @@ cdef class BlockDevice:
         if self.device.own != NULL:
             pthread_mutex_destroy(&own_of(self.device).punch_list_lock)
             pthread_mutex_destroy(&own_of(self.device).punch_lock)
+            pthread_mutex_destroy(&own_of(self.device).slots_lock)
         free(self.device.own)
         free(self.device.superblock)
         free(self.device)
@@ -97,8 +99,10 @@ cdef class BlockDevice:
         self.dirty, self.freed = [], []
         try:
             self.lock()
-            superblock_parse(self.device.superblock, self.path, cluster_id)
+            self.restored = superblock_parse(self.device.superblock, self.path, cluster_id)
             check_sizes(self.path, self.device.superblock.slot_count)
+            if self.restored:
+                superblock_exchange(self.device.directory_fd, self.path)
             self.map_files()
             self.rise(id_bytes(boot_id, "boot id") if boot_id is not None else boot_id_now())
             self.prepare()
@@ -123,10 +127,10 @@ cdef class BlockDevice:
         d.index, d.slot_count = d.superblock.device_index, <uint32_t>d.superblock.slot_count
         d.block_fd, d.slot_fd, d.tag_fd, d.journal_fd = [
             os.open(os.path.join(self.path, name), os.O_RDWR | os.O_CLOEXEC) for name in FILES]
-        mapping = mmap(NULL, <size_t>d.slot_count * SLOT_ENTRY_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, d.slot_fd, 0)
-        if mapping == MAP_FAILED:
-            raise OSError(errno, os.strerror(errno), self.path)
-        d.slots = <SlotEntry*>mapping
+        d.slots = <SlotEntry*>malloc(<size_t>d.slot_count * SLOT_ENTRY_SIZE)
+        if d.slots == NULL:
+            raise MemoryError()
+        raise_errno(read_all(d.slot_fd, d.slots, <size_t>d.slot_count * SLOT_ENTRY_SIZE, 0), self.path)
         mapping = mmap(NULL, <size_t>d.slot_count * SLOT_TAGS_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, d.tag_fd, 0)
         if mapping == MAP_FAILED:
             raise OSError(errno, os.strerror(errno), self.path)
@@ -136,12 +140,14 @@ cdef class BlockDevice:
         madvise(mapping, <size_t>d.slot_count * SLOT_TAGS_SIZE, MADV_RANDOM)
 
     cdef rise(self, bytes boot_id):
-        """The next incarnation. What an older one of this boot acknowledged is in the page cache still."""
+        """The next incarnation. What an older one of this boot acknowledged is in the page cache still, unless a sync
+        failed, which a superblock that rotted would have told.
+        """
         cdef Superblock* s = self.device.superblock
         s.incarnation += 1
         self.was_clean = bool(s.clean)
         s.clean = 0
-        if s.durable_incarnation == 0 or memcmp(s.boot_id, <const char*>boot_id, 16) != 0:
+        if self.restored or s.durable_incarnation == 0 or memcmp(s.boot_id, <const char*>boot_id, 16) != 0:
             s.durable_incarnation = s.incarnation
         memcpy(s.boot_id, <const char*>boot_id, 16)
 
@@ -149,8 +155,6 @@ cdef class BlockDevice:
         cdef Device* d = self.device
         cdef statfs_t fs
         cdef Own* own = own_of(d)
-        cdef uint64_t generation = 0
-        cdef int found
         cdef uint32_t groups = (d.slot_count + TAG_GROUP - 1) // TAG_GROUP
         d.journal = journal_new(d.journal_fd, d.slot_count, <uint32_t>d.superblock.incarnation, d.superblock.device_id)
         # Not XFS: a file that was copied by reference is no longer written where it is.
@@ -164,11 +168,6 @@ cdef class BlockDevice:
         if (d.journal == NULL or own.vacant == NULL or own.resting == NULL or own.to_punch == NULL
                 or own.punching == NULL or own.tag_groups == NULL):
             raise MemoryError()
-        found = journal_read_header(journal_of(d), d.superblock.journal_generation % 2, &generation)
-        file = os.path.join(self.path, "journal")
-        require(found == 1, file, f"the header of generation {d.superblock.journal_generation} is damaged")
-        require(generation == d.superblock.journal_generation, file,
-                f"has generation {generation} where {d.superblock.journal_generation} is due")
         raise_errno(superblock_write(d.directory_fd, d.superblock), self.path)
 
     cdef release(self):
@@ -186,8 +185,7 @@ cdef class BlockDevice:
             own.tag_groups = NULL
         journal_delete(journal_of(d))
         d.journal = NULL
-        if d.slots != NULL:
-            munmap(d.slots, <size_t>d.slot_count * SLOT_ENTRY_SIZE)
+        free(d.slots)
         if d.tags != NULL:
             munmap(d.tags, <size_t>d.slot_count * SLOT_TAGS_SIZE)
         d.slots, d.tags = NULL, NULL
@@ -216,7 +214,10 @@ cdef class BlockDevice:
         - ``dirty``: (volume id, chunk index, slot) of chunks that may differ from their other copy
         - ``freed``: (volume id, chunk index) of those whose slot was taken back: absent here, perhaps not there
         - ``lost``, ``lost_reasons``: slots whose chunk cannot be told; they are not given out again
-        - ``clean records generations journal_damaged unknown_blocks never_blocks punched carried used free``
+        - ``mended``: entries of the slot table that had rotted, and are known all the same
+        - ``unsure``: a chunk that is in no slot may be lost; until ``sure``, over any number of starts
+        - ``clean records generations journal_damaged superblock_restored unknown_blocks never_blocks punched carried used
+          free``
 
         ``dirty`` and ``freed`` stay in the journal until a checkpoint voids it: checkpoint only when they are in sync,
         or append intents for them again. Raises ``OSError``; the device is then to be closed.
@@ -229,8 +230,18 @@ cdef class BlockDevice:
         # What is read may be in the page cache only: it is acted upon, so it becomes durable first.
         if disk_fdatasync(d.journal_fd):
             raise_errno(device_fail(d, -errno), self.path)
-        summary = recover_device(d, journal, self.path)
-        punch, carry = summary.pop("punch"), summary.pop("carry")
+        summary = recover_device(d, journal, self.restored, self.path)
+        punch, carry, changed = summary.pop("punch"), summary.pop("carry"), summary.pop("changed")
+        unsure = d.superblock.unsure
+        if summary["lost"] or summary["journal_damaged"]:
+            unsure |= UNSURE_SLOTS
+        if summary["journal_damaged"]:
+            unsure |= UNSURE_INTENTS
+        if unsure != d.superblock.unsure:                  # before what shows it is overwritten
+            d.superblock.unsure = unsure
+            raise_errno(superblock_write(d.directory_fd, d.superblock), self.path)
+        for slot in changed:
+            raise_errno(device_entry_store(d, slot), self.path)
         # So are entries that say that a slot is free, before its blocks and tags go.
         if punch and disk_fdatasync(d.slot_fd):
             raise_errno(device_fail(d, -errno), self.path)
@@ -243,27 +254,28 @@ cdef class BlockDevice:
             raise_errno(journal_append(journal, journal.capacity, JOURNAL_DIRTY, volume_id, chunk_index, slot, epoch),
                         self.path)
         raise_errno(device_journal_commit(d), self.path)
+        d.superblock.unsure &= ~<uint32_t>UNSURE_INTENTS   # each has one again; the superblock's next writing tells
         if summary["generations"] > 1:
             raise_errno(device_journal_void(d), self.path)
         self.collect_vacant()
         own.serving = True
         self.dirty, self.freed = summary["dirty"], summary["freed"]
         return summary | {"clean": self.was_clean, "punched": len(punch), "carried": len(carry),
-                          "used": self.used, "free": self.free}
+                          "used": self.used, "free": self.free, "unsure": self.unsure}
 
     cdef collect_vacant(self):
         """Highest first, so that the lowest is given out first and the files stay short."""
         cdef Device* d = self.device
         cdef uint32_t slot = d.slot_count
         d.free_count = 0
-        self.lost_count = 0
+        own_of(d).lost_count = 0
         while slot:
             slot -= 1
             if d.slots[slot].state == SLOT_FREE:
                 own_of(d).vacant[d.free_count] = slot
                 d.free_count += 1
             elif d.slots[slot].state == SLOT_LOST:
-                self.lost_count += 1
+                own_of(d).lost_count += 1
 
     def set_sds(self, uint32_t sds_id, uint64_t incarnation):
         """Durably, before IO: the SDS that the device belongs to, and the incarnation that its devices share."""
@@ -313,7 +325,7 @@ cdef class BlockDevice:
 
     @property
     def used(self):
-        return self.device.slot_count - self.device.free_count - self.device.quarantine_count - self.lost_count
+        return self.device.slot_count - self.device.free_count - self.device.quarantine_count - own_of(self.device).lost_count
 
     @property
     def index(self):
@@ -344,6 +356,15 @@ cdef class BlockDevice:
         return journal_of(self.opened()).generation
 
     @property
+    def unsure(self):
+        return bool(self.device.superblock.unsure & UNSURE_SLOTS)
+
+    @property
+    def entries_repaired(self):
+        """Of the slot table's file, since it was opened."""
+        return own_of(self.device).entries_repaired
+
+    @property
     def failed(self):
         """The errno that took the device out of service, 0 in service."""
         return pfvol_load_int(&self.device.failed)
@@ -365,6 +386,9 @@ cdef class BlockDevice:
 
     def free_slot(self, uint32_t slot):
         raise_errno(device_slot_free(self.opened(), slot), self.path)
+
+    def sure(self):
+        raise_errno(device_sure(self.opened()), self.path)
 
     def intent(self, uint64_t volume_id, uint32_t chunk_index, uint32_t slot):
         cdef int64_t count = device_intent(self.opened(), volume_id, chunk_index, slot)

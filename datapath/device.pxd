@@ -20,7 +20,7 @@ cdef struct Device:
     uint32_t slot_count
     uint32_t free_count              # slots that can be given out now
     uint32_t quarantine_count        # freed since the last checkpoint: given out again only after it
-    SlotEntry* slots                 # mmap
+    SlotEntry* slots                 # in memory: what rots in the file changes nothing here
     Tag* tags                        # mmap
     Superblock* superblock           # in memory
     int failed                       # errno that took the device out of service, 0 in service
@@ -38,6 +38,10 @@ cdef struct Own:
     uint64_t tags_given              # shard: slots given out, and one for what was before
     uint64_t tags_synced             # of these, how many tags' places in the file are durable
     uint8_t* tag_groups              # shard: 1 when the tags of the group have room on the disk
+    uint32_t lost_count              # shard: slots of which nobody knows what they hold
+    uint32_t slots_checked           # pool: the file's entries are compared with memory from here on
+    uint64_t entries_repaired        # of the file, whenever that was
+    pthread_mutex_t slots_lock       # held while an entry, or a page of them, goes to the file
     uint32_t* to_punch               # under punch_list_lock
     uint32_t to_punch_count          # under punch_list_lock
     uint32_t* punching               # under punch_lock
@@ -52,6 +56,10 @@ cdef int64_t device_slot_alloc(Device* d, uint64_t volume_id, uint32_t chunk_ind
 # Takes the slot back (appends JOURNAL_FREE; the hole is punched by device_sync, the slot rests until the next
 # checkpoint).
 cdef int device_slot_free(Device* d, uint32_t slot) noexcept nogil
+
+# What was lost to rot is made good: gives back the slots of which nobody knows what they hold, and takes the flags out of
+# the superblock with the next checkpoint. -EAGAIN: the journal's half is full.
+cdef int device_sure(Device* d) noexcept nogil
 
 cdef inline Tag* device_tags(Device* d, uint32_t slot) noexcept nogil:
     return d.tags + <uint64_t>slot * 1024
@@ -104,6 +112,8 @@ cdef int device_verify_slot(Device* d, uint64_t volume_id, uint32_t chunk_index,
                             char* scratch, uint8_t* bad) noexcept nogil
 
 # -- for who opens devices
+# Writes the slot's entry to the file. 0 or -errno.
+cdef int device_entry_store(Device* d, uint32_t slot) noexcept nogil
 cdef Own* own_of(Device* d) noexcept nogil
 cdef Journal* journal_of(Device* d) noexcept nogil
 # Makes sure that the slot's tags have room on the disk. 0 or -errno.

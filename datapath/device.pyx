@@ -2,7 +2,7 @@
 
 from libc.errno cimport EAGAIN, EBUSY, EINVAL, EIO, ENOSPC, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, int64_t
-from libc.string cimport memset
+from libc.string cimport memcmp, memset
 from posix.types cimport off_t
 from datapath.checksum cimport crc32c
 from datapath.deviceformat cimport superblock_write
@@ -11,8 +11,8 @@ from datapath.journal cimport (
     Journal, journal_append, journal_begin, journal_commit, journal_commit_locked, pfvol_load, pfvol_load_int,
     pfvol_store, pfvol_store_int, pthread_mutex_lock, pthread_mutex_unlock, read_all)
 from datapath.ondisk cimport (
-    JOURNAL_ALLOC, JOURNAL_DIRTY, JOURNAL_FREE, SLOT_ENTRY_SIZE, SLOT_FREE, SLOT_NONE, SLOT_SIZE, SLOT_TAGS_SIZE,
-    SLOT_USED, TAG_SIZE, TAGS_PER_SLOT, SlotEntry, Tag)
+    JOURNAL_ALLOC, JOURNAL_DIRTY, JOURNAL_FREE, SLOT_ENTRY_SIZE, SLOT_FREE, SLOT_LOST, SLOT_NONE, SLOT_SIZE,
+    SLOT_TAGS_SIZE, SLOT_USED, TAG_SIZE, TAGS_PER_SLOT, SlotEntry, Tag)
 from datapath.tags cimport tag_set_never, tags_verify
 
 cdef extern from "<fcntl.h>" nogil:
@@ -25,6 +25,10 @@ cdef extern from "<fcntl.h>" nogil:
     """
     int sync_file_range(int fd, off_t offset, off_t size, unsigned int flags)
     unsigned int SYNC_FILE_RANGE_WRITE
+
+
+cdef enum:
+    CHECKS_PER_SYNC = 256            # pages of the slot table: 1 MiB, the entries of 128 GiB
 
 
 cdef Own* own_of(Device* d) noexcept nogil:
@@ -69,9 +73,18 @@ cdef int tags_reserve(Device* d, uint32_t slot) noexcept nogil:
     return 0
 
 
-cdef void entry_write(Device* d, uint32_t slot, uint32_t state, uint64_t volume_id, uint32_t chunk_index,
-                      uint32_t epoch) noexcept nogil:
+cdef int device_entry_store(Device* d, uint32_t slot) noexcept nogil:
+    cdef ssize_t got = disk_pwrite(d.slot_fd, d.slots + slot, SLOT_ENTRY_SIZE, <off_t>slot * SLOT_ENTRY_SIZE)
+    if got == SLOT_ENTRY_SIZE:
+        return 0
+    return device_fail(d, -errno if got < 0 else -EIO)
+
+
+cdef int entry_write(Device* d, uint32_t slot, uint32_t state, uint64_t volume_id, uint32_t chunk_index,
+                     uint32_t epoch) noexcept nogil:
     cdef SlotEntry* entry = d.slots + slot
+    cdef int error
+    pthread_mutex_lock(&own_of(d).slots_lock)
     entry.volume_id = volume_id
     entry.chunk_index = chunk_index
     entry.state = state
@@ -79,6 +92,9 @@ cdef void entry_write(Device* d, uint32_t slot, uint32_t state, uint64_t volume_
     entry.generation = <uint32_t>journal_of(d).generation
     entry.slot = slot
     entry.crc = crc32c(0, entry, SLOT_ENTRY_SIZE - 4)
+    error = device_entry_store(d, slot)
+    pthread_mutex_unlock(&own_of(d).slots_lock)
+    return error
 
 
 cdef int out_of_service(Device* d) noexcept nogil:
@@ -118,23 +134,30 @@ cdef int64_t device_slot_alloc(Device* d, uint64_t volume_id, uint32_t chunk_ind
     if error:
         return error
     pfvol_store(&own.tags_given, own.tags_given + 1)
-    entry_write(d, slot, SLOT_USED, volume_id, chunk_index, epoch)
+    error = entry_write(d, slot, SLOT_USED, volume_id, chunk_index, epoch)
     d.needs_sync = True
-    return slot
+    return error if error else slot
 
 
 cdef int device_slot_free(Device* d, uint32_t slot) noexcept nogil:
-    cdef Own* own = own_of(d)
-    cdef SlotEntry* entry = d.slots + slot
     cdef int error = out_of_service(d)
     if error:
         return error
-    if slot >= d.slot_count or entry.state != SLOT_USED:
+    if slot >= d.slot_count or d.slots[slot].state != SLOT_USED:
         return -EINVAL
+    return give_back(d, slot)
+
+
+cdef int give_back(Device* d, uint32_t slot) noexcept nogil:
+    cdef Own* own = own_of(d)
+    cdef SlotEntry* entry = d.slots + slot
+    cdef int error
     if journal_append(journal_of(d), journal_of(d).running, JOURNAL_FREE, entry.volume_id, entry.chunk_index, slot,
                       entry.epoch) < 0:
         return -EAGAIN
-    entry_write(d, slot, SLOT_FREE, entry.volume_id, entry.chunk_index, entry.epoch)
+    error = entry_write(d, slot, SLOT_FREE, entry.volume_id, entry.chunk_index, entry.epoch)
+    if error:
+        return error
     own.resting[d.quarantine_count] = slot
     d.quarantine_count += 1
     pthread_mutex_lock(&own.punch_list_lock)
@@ -142,6 +165,21 @@ cdef int device_slot_free(Device* d, uint32_t slot) noexcept nogil:
     own.to_punch_count += 1
     pthread_mutex_unlock(&own.punch_list_lock)
     d.needs_sync = True
+    return 0
+
+
+cdef int device_sure(Device* d) noexcept nogil:
+    cdef uint32_t slot
+    cdef int error = out_of_service(d)
+    for slot in range(d.slot_count):
+        if not error and d.slots[slot].state == SLOT_LOST:
+            error = give_back(d, slot)
+            own_of(d).lost_count -= not error
+    if error:
+        return error
+    pthread_mutex_lock(&journal_of(d).lock)
+    d.superblock.unsure = 0
+    pthread_mutex_unlock(&journal_of(d).lock)
     return 0
 
 
@@ -277,8 +315,33 @@ cdef void device_writeback(Device* d) noexcept nogil:
     sync_file_range(d.block_fd, 0, 0, SYNC_FILE_RANGE_WRITE)
 
 
+cdef int slots_check(Device* d) noexcept nogil:
+    """Compares a part of the slot table's file with what it has to hold, and writes anew what has rotted there."""
+    cdef Own* own = own_of(d)
+    cdef SlotEntry[128] found
+    cdef uint32_t first, count, i, _turn
+    cdef int error = 0
+    for _turn in range(min(<uint32_t>CHECKS_PER_SYNC, (d.slot_count + 127) // 128)):
+        pthread_mutex_lock(&own.slots_lock)
+        first = own.slots_checked
+        count = min(<uint32_t>128, d.slot_count - first)
+        own.slots_checked = first + count if first + count < d.slot_count else 0
+        error = read_all(d.slot_fd, found, count * SLOT_ENTRY_SIZE, <uint64_t>first * SLOT_ENTRY_SIZE)
+        for i in range(count):
+            if not error and memcmp(&found[i], d.slots + first + i, SLOT_ENTRY_SIZE):
+                own.entries_repaired += 1
+                error = device_entry_store(d, first + i)
+        pthread_mutex_unlock(&own.slots_lock)
+        if error:
+            return error
+    return 0
+
+
 cdef int device_sync_all(Device* d) noexcept nogil:
     cdef int error = device_sync(d)
+    if not error:
+        error = slots_check(d)
+        error = device_fail(d, error) if error else 0
     if not error and disk_fdatasync(d.slot_fd):
         error = device_fail(d, -errno)
     return error

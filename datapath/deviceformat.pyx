@@ -16,7 +16,8 @@ from datapath.checksum cimport crc32c
 from datapath.journal cimport journal_half_size, journal_header_make, write_all
 from datapath.ondisk cimport (
     DEVICE_INDEX_MAX, DISK_VERSION, INCARNATION_MAX, SDS_ID_MAX, SLOT_COUNT_MAX, SLOT_ENTRY_SIZE, SLOT_SIZE,
-    SLOT_TAGS_SIZE, SUPERBLOCK_BLOCK, SUPERBLOCK_MAGIC, JournalHeader, SlotEntry, Superblock)
+    SLOT_TAGS_SIZE, SUPERBLOCK_BLOCK, SUPERBLOCK_MAGIC, UNSURE_INTENTS, UNSURE_SLOTS, JournalHeader, SlotEntry,
+    Superblock)
 
 cdef extern from "<fcntl.h>" nogil:
     """
@@ -92,6 +93,12 @@ cdef int superblock_write(int directory_fd, Superblock* superblock) noexcept nog
     return error
 
 
+cdef superblock_exchange(int directory_fd, path):
+    if (renameat2(directory_fd, "superblock.new", directory_fd, "superblock", RENAME_EXCHANGE)
+            and renameat(directory_fd, "superblock.new", directory_fd, "superblock") or fsync(directory_fd)):
+        raise OSError(errno, os.strerror(errno), path)
+
+
 cdef bytes id_bytes(value, what):
     value = bytes(value)
     if len(value) != 16:
@@ -104,14 +111,10 @@ cdef require(bint good, file, message):
         raise DeviceFormatError(f"{file}: {message}")
 
 
-cdef superblock_parse(Superblock* s, path, cluster_id):
-    """Reads and checks every field; messages name the superblock file."""
-    file = os.path.join(path, "superblock")
-    try:
-        with open(file, "rb") as opened:
-            data = opened.read(SUPERBLOCK_BLOCK + 1)
-    except FileNotFoundError:
-        raise DeviceFormatError(f"{path}: there is no superblock: not a device, or a half deleted one") from None
+cdef superblock_check(Superblock* s, file, cluster_id):
+    """Reads and checks every field; messages name the file."""
+    with open(file, "rb") as opened:
+        data = opened.read(SUPERBLOCK_BLOCK + 1)
     require(len(data) == SUPERBLOCK_BLOCK, file, f"has {len(data)} bytes or more where {SUPERBLOCK_BLOCK} are due")
     memcpy(s, <const char*>data, sizeof(Superblock))
     require(s.magic == SUPERBLOCK_MAGIC, file, f"magic is {s.magic:#x}: not a device of pfvol")
@@ -135,7 +138,39 @@ cdef superblock_parse(Superblock* s, path, cluster_id):
             f"durable incarnation {s.durable_incarnation} is over the incarnation {s.incarnation}")
     require(s.journal_generation >= 1, file, "journal generation is zero")
     require(s.clean <= 1, file, f"clean flag is {s.clean}, not 0 or 1")
-    require(not any([s.reserved[i] for i in range(7)]), file, "reserved fields are not zero")
+    require(s.unsure <= UNSURE_SLOTS | UNSURE_INTENTS, file, f"unsure flags are {s.unsure:#x}")
+    require(not any([s.reserved[i] for i in range(6)]), file, "reserved fields are not zero")
+
+
+cdef bint superblock_rotten(file):
+    """What is no superblock of any version: its checksum does not hold."""
+    cdef Superblock s
+    with open(file, "rb") as opened:
+        data = opened.read(SUPERBLOCK_BLOCK)
+    if len(data) < SUPERBLOCK_BLOCK:
+        return True
+    memcpy(&s, <const char*>data, sizeof(Superblock))
+    return s.crc != crc32c(0, &s, sizeof(Superblock) - 4) or any(data[sizeof(Superblock):])
+
+
+cdef bint superblock_parse(Superblock* s, path, cluster_id) except -1:
+    """Whether the superblock had rotted, and is the one before it."""
+    file = os.path.join(path, "superblock")
+    try:
+        superblock_check(s, file, cluster_id)
+        return False
+    except FileNotFoundError:
+        raise DeviceFormatError(f"{path}: there is no superblock: not a device, or a half deleted one") from None
+    except DeviceFormatError:
+        if not superblock_rotten(file):
+            raise
+        try:
+            superblock_check(s, file + ".new", cluster_id)
+        except (OSError, DeviceFormatError):
+            pass
+        else:
+            return True
+        raise
 
 
 cdef dict file_sizes(uint64_t slot_count):

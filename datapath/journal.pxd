@@ -59,6 +59,9 @@ cdef int journal_read_header(Journal* journal, int half, uint64_t* generation) n
 # Reads the half of a generation into its image up to the first record that is not its next one. Returns the count, or
 # -errno.
 cdef int64_t journal_read_records(Journal* journal, uint64_t generation, uint32_t slot_count) noexcept nogil
+# Whether records of the generation that were durable are missing behind the first `count`, which were read: 1, 0 or
+# -errno. What was being written when the host went down leaves no such trace.
+cdef int journal_rotten(Journal* journal, uint64_t generation, uint64_t count) noexcept nogil
 # Goes on in a generation that was read and has `count` records.
 cdef void journal_resume(Journal* journal, uint64_t generation, uint64_t count) noexcept nogil
 
@@ -75,3 +78,4 @@ cdef int journal_commit_locked(Journal* journal) noexcept nogil
 # Whole reads and writes at an offset: 0, or -errno (-EIO for a file that ends too early).
 cdef int write_all(int fd, const void* data, size_t size, uint64_t offset) noexcept nogil
 cdef int read_all(int fd, void* data, size_t size, uint64_t offset) noexcept nogil
+cdef bint is_blank(const void* data, size_t size) noexcept nogil

@@ -116,8 +116,6 @@ cdef void journal_delete(Journal* journal) noexcept nogil:
 
 cdef int journal_read_header(Journal* journal, int half, uint64_t* generation) noexcept nogil:
     cdef JournalHeader header, expected
-    cdef const uint8_t* byte = <const uint8_t*>&header
-    cdef size_t at
     cdef int error = read_all(journal.fd, &header, sizeof(JournalHeader), half * journal.half_size)
     if error:
         return error
@@ -125,14 +123,20 @@ cdef int journal_read_header(Journal* journal, int half, uint64_t* generation) n
     if memcmp(&header, &expected, sizeof(JournalHeader)) == 0 and header.generation % 2 == <uint64_t>half:
         generation[0] = header.generation
         return 1
-    for at in range(sizeof(JournalHeader)):
-        if byte[at]:
-            return -EBADMSG
-    return 0
+    return 0 if is_blank(&header, sizeof(JournalHeader)) else -EBADMSG
 
 
 cdef uint32_t record_crc(const JournalRecord* record) noexcept nogil:
     return crc32c(0, <const char*>record + 4, JOURNAL_RECORD_SIZE - 4)
+
+
+cdef bint is_blank(const void* data, size_t size) noexcept nogil:
+    cdef const uint8_t* byte = <const uint8_t*>data
+    cdef size_t at
+    for at in range(size):
+        if byte[at]:
+            return False
+    return True
 
 
 cdef bint record_good(const JournalRecord* record, uint64_t generation, uint64_t index, uint32_t incarnation_min,
@@ -169,6 +173,31 @@ cdef int64_t journal_read_records(Journal* journal, uint64_t generation, uint32_
     return <int64_t>index
 
 
+cdef int journal_rotten(Journal* journal, uint64_t generation, uint64_t count) noexcept nogil:
+    cdef int half = generation % 2
+    cdef JournalRecord* record = journal.halves[half].image + count
+    cdef uint64_t start = half * journal.half_size + JOURNAL_BLOCK
+    cdef uint64_t at = count
+    cdef size_t size, i
+    cdef int error
+    if count == journal.capacity:
+        return 0
+    # Sectors are written whole, and no record lies across two: what is here was written so, or never.
+    if record.crc != record_crc(record) and not is_blank(record, JOURNAL_RECORD_SIZE):
+        return 1
+    while at < journal.capacity:
+        size = min(<size_t>SCRATCH_SIZE, (journal.capacity - at) * JOURNAL_RECORD_SIZE)
+        error = read_all(journal.fd, journal.scratch, size, start + at * JOURNAL_RECORD_SIZE)
+        if error:
+            return error
+        for i in range(size // JOURNAL_RECORD_SIZE):
+            record = <JournalRecord*>journal.scratch + i
+            if record.generation == generation and record.settled > count and record.crc == record_crc(record):
+                return 1
+        at += size // JOURNAL_RECORD_SIZE
+    return 0
+
+
 cdef void journal_resume(Journal* journal, uint64_t generation, uint64_t count) noexcept nogil:
     journal.halves[generation % 2].generation = generation
     journal.halves[generation % 2].first = 0
@@ -182,6 +211,7 @@ cdef int64_t journal_append(Journal* journal, uint64_t limit, uint32_t kind, uin
                             uint32_t slot, uint32_t epoch) noexcept nogil:
     cdef JournalHalf* half = &journal.halves[journal.generation % 2]
     cdef uint64_t index = journal.appended - half.first
+    cdef uint64_t durable = pfvol_load(&journal.durable)
     cdef JournalRecord* record
     if index >= limit:
         return -ENOSPC
@@ -195,6 +225,7 @@ cdef int64_t journal_append(Journal* journal, uint64_t limit, uint32_t kind, uin
     record.slot = slot
     record.epoch = epoch
     record.incarnation = journal.incarnation
+    record.settled = <uint32_t>(durable - half.first) if durable > half.first else 0
     record.crc = record_crc(record)
     pfvol_store(&journal.appended, journal.appended + 1)
     return <int64_t>journal.appended

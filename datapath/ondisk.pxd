@@ -5,7 +5,7 @@
 # A device is a directory:
 #   superblock   4096 bytes      struct Superblock, replaced at each start and checkpoint (write-new, fsync, exchange)
 #   blocks       slots * 4 MiB   sparse; slot n holds bytes [n * 4 MiB, (n + 1) * 4 MiB)
-#   slots        slots * 32      struct SlotEntry, mmapped
+#   slots        slots * 32      struct SlotEntry, read at the start and kept in memory
 #   tags         slots * 16 KiB  struct Tag[1024] per slot, mmapped; preallocated when the slot is, so that a store to
 #                                the mapping cannot meet a full disk
 #   journal      two halves      generation g uses half g % 2: a JOURNAL_BLOCK with struct JournalHeader,
@@ -33,6 +33,8 @@ cdef enum:
     SLOT_USED = 1
     SLOT_LOST = 2                    # recovery cannot tell what it holds: kept, reported, never given out
     SLOT_NONE = 0xffffffff
+    UNSURE_SLOTS = 1                 # a chunk that is in no slot may have been in one
+    UNSURE_INTENTS = 2               # intents were lost, and not every chunk has a new one yet
 
 cdef extern from *:
     """
@@ -83,7 +85,8 @@ cdef packed struct Superblock:
     uint64_t journal_generation      # generations below it are void
     uint8_t boot_id[16]              # the host boot that last wrote this
     uint32_t clean                   # 1 after a clean stop
-    uint32_t reserved[7]
+    uint32_t unsure                  # UNSURE_*: what rot has taken, until it was made good
+    uint32_t reserved[6]
     uint32_t crc
 
 cdef enum JournalKind:
@@ -108,4 +111,5 @@ cdef packed struct JournalRecord:
     uint32_t slot                    # SLOT_NONE in a JOURNAL_DIRTY: the chunk holds no slot any more
     uint32_t epoch
     uint32_t incarnation             # never goes back within a half: what an older process left behind the end shows
-    uint32_t reserved[4]
+    uint32_t settled                 # records of the half that were durable before this one: such a one cannot be torn
+    uint32_t reserved[3]

@@ -40,7 +40,8 @@ class Target:
         - ``("peer_silent", sds_id)``: no lease from it for a second; again every half second
         - ``("leaving", sds_id, as_primary, as_secondary, [(volume_id, chunk), ...])``: in which roles the pair has
           agreed since this SDS started, and all chunks that may lack something here
-        - ``("learned", sds_id, [(volume_id, chunk, epoch), ...])``: the learner has all of these on its disks
+        - ``("learned", sds_id, [(volume_id, chunk, epoch), ...], resync_bytes)``: the learner has all of these on its
+          disks; how many bytes were copied from here until then, to all learners
         - ``("learner_lost", sds_id, [(volume_id, chunk), ...])``: it went away after ``learned``
         - ``("lost", [(volume_id, chunk, sds_id, incarnation), ...])``: what a disk here cannot keep, and the other
           member, which has it; again while it lasts

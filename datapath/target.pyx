@@ -345,8 +345,8 @@ cdef void last_checkpoint(Engine* e) noexcept nogil:
         for at in range(e.table_capacity):
             c = e.table[at]
             while c != NULL:
-                if (c.unsynced or c.ops != NULL) and (c.slot != SLOT_NONE and c.device == i
-                                                      or c.slot == SLOT_NONE and i == 0):
+                if (c.unsynced or c.doubtful or c.ops != NULL) and (c.slot != SLOT_NONE and c.device == i
+                                                                    or c.slot == SLOT_NONE and i == 0):
                     kept = device_intent(d, c.volume_id, c.index, c.slot) >= 0 and kept
                 c = c.hash_next
         device_sync_begin(d)
@@ -629,7 +629,7 @@ cdef class Target:
             return ("leaving", m.a, bool(m.b), bool(m.c), list(zip(numbers[::2], numbers[1::2], strict=True)))
         if m.kind == EV_LEARNED:
             numbers = memoryview(data).cast("Q").tolist()
-            return ("learned", m.a, list(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)))
+            return ("learned", m.a, list(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)), m.b)
         if m.kind == EV_LEARNER_LOST:
             numbers = memoryview(data).cast("Q").tolist()
             return ("learner_lost", m.a, list(zip(numbers[::2], numbers[1::2], strict=True)))

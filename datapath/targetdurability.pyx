@@ -177,9 +177,9 @@ cdef void checkpoint_start(Engine* e) noexcept nogil:
             c = e.table[at]
             while c != NULL:
                 result = 0
-                if c.slot != SLOT_NONE and c.device == i and (c.ops != NULL or c.unsynced):
+                if c.slot != SLOT_NONE and c.device == i and (c.ops != NULL or c.unsynced or c.doubtful):
                     result = chunk_intent(e, c)
-                elif c.slot == SLOT_NONE and c.unsynced and i == 0:
+                elif c.slot == SLOT_NONE and (c.unsynced or c.doubtful) and i == 0:
                     result = device_intent(ds.d, c.volume_id, c.index, SLOT_NONE)
                 if result < 0:                             # would be lost with the older generation
                     device_fail(ds.d, <int>result)

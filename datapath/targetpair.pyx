@@ -209,7 +209,7 @@ cdef bint adopt(Engine* e, Chunk* chunk, uint32_t block, Tag* adopted, char* byt
 
 
 cdef void adopt_alone(Engine* e, Chunk* chunk) noexcept nogil:
-    """The only member has restarted: what it has is what there is."""
+    """The only member has restarted: what it has is what there is. Who has not restarted has no such block but rot."""
     cdef Tag adopted
     cdef uint32_t block
     if device_lost(e, chunk):                              # there is nothing to wait for
@@ -217,7 +217,7 @@ cdef void adopt_alone(Engine* e, Chunk* chunk) noexcept nogil:
         return
     if not intent_durable(e, chunk):
         return
-    if chunk.slot != SLOT_NONE:
+    if chunk.slot != SLOT_NONE and chunk.doubtful:
         for block in range(CHUNK_BLOCKS):
             if tag_is_unknown(chunk_tags(e, chunk) + block) and not adopt(e, chunk, block, &adopted, e.scratch):
                 chunk.retry_ns = e.now_ns + RETRY_NS

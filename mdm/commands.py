@@ -245,7 +245,8 @@ class SetSdsState:
 class LeaveOut:
     """``keeper`` goes on alone where it shares a chunk with ``left``: where it leads (``as_primary``), where ``left``
     leads (``as_secondary``). Who is left out becomes the learner. Of all chunks or only of ``chunks`` (volume, chunk);
-    never of ``except_chunks``. Where ``left`` is only the learner and the chunk is in ``chunks``, the epoch is raised.
+    never of ``except_chunks`` nor where two serve and (primary, ``left``) of the entry is in ``unsettled``. Where
+    ``left`` is only the learner and the chunk is in ``chunks``, the epoch is raised.
     Result: how many entries changed."""
 
     keeper: int
@@ -254,19 +255,21 @@ class LeaveOut:
     as_secondary: bool = False
     except_chunks: frozenset[tuple[int, int]] = frozenset()
     chunks: frozenset[tuple[int, int]] | None = None
+    unsettled: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Withdraw:
     """``sds_id`` cannot keep its copies of ``chunks`` (volume, chunk): where ``peer`` is the other member it goes on
     alone, where ``sds_id`` is ``peer``'s learner there is none any more. Refused when ``peer`` is not in
-    ``incarnation``: it may have restarted, and lack something, since the two of them agreed. Result: how many entries
-    changed."""
+    ``incarnation``: it may have restarted, and lack something, since the two of them agreed. ``unsettled``: as in
+    ``LeaveOut``. Result: how many entries changed."""
 
     sds_id: int
     peer: int
     incarnation: int
     chunks: frozenset[tuple[int, int]]
+    unsettled: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +281,13 @@ class JoinLearners:
     primary: int
     learner: int
     chunks: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettleMoves:
+    """Of each chunk in which a member was replaced up to ``version`` of the map, one who served before knows of it."""
+
+    version: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,6 +351,7 @@ Command = (
     | LeaveOut
     | Withdraw
     | JoinLearners
+    | SettleMoves
     | SetLearners
     | ForceAlone
 )

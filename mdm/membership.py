@@ -36,6 +36,12 @@ class SdsRuntime:
     """It has come with its devices."""
     reported_at: float
     failed_devices: list[tuple[int, str]] = field(default_factory=list)
+    copied_bytes: int | None = None
+    """To learners, since its process began; None: it has not said yet."""
+
+    def has_copied(self, total_bytes: int) -> None:
+        """Said in reports and with chunks that were learned, which may overtake each other."""
+        self.copied_bytes = max(total_bytes, self.copied_bytes or 0)
 
 
 @dataclass(frozen=True)

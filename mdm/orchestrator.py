@@ -48,6 +48,7 @@ PURGES_ASKED_MAX = 256
 NOTIFY_SECONDS_MAX = 2.0
 VERIFY_CHUNKS_PER_CALL = 32
 VERIFY_CALLS_IN_FLIGHT_MAX = 4
+VERIFY_CALLS_MAX = 16  # of all that are verified at once: calls of a session that maps and pings have to pass
 VERIFY_TRIES = 5
 VERIFY_AGAIN_SECONDS = 0.2
 VERIFY_TIMEOUT_SECONDS = 60.0
@@ -70,6 +71,7 @@ class Orchestrator:
         self._wake = trio.Event()
         self._purge_asked: dict[tuple[int, int], float] = {}
         self._reserving = trio.Lock()
+        self._verifying = trio.Semaphore(VERIFY_CALLS_MAX)
         self._telling: weakref.WeakValueDictionary[int, trio.Lock] = weakref.WeakValueDictionary()
         """Per volume, for as long as somebody holds it or waits for it."""
         self._follow: Mapping[type, Followers] = {
@@ -122,9 +124,11 @@ class Orchestrator:
             case commands.RemoveSds():
                 return replace(command, thin_slots=membership.thin_slots(state))
             case commands.LeaveOut(except_chunks=except_chunks):
-                return replace(command, except_chunks=except_chunks | self.pushes.unsettled())
+                excepted = except_chunks | self.pushes.unsettled()
+                return replace(command, except_chunks=excepted, unsettled=self.pushes.inherited())
             case commands.Withdraw(chunks=chunks):
-                return replace(command, chunks=chunks - self.pushes.unsettled())
+                settled = chunks - self.pushes.unsettled()
+                return replace(command, chunks=settled, unsettled=self.pushes.inherited())
         return command
 
     async def _refuse_while_alive(self, command: commands.ForceAlone) -> None:
@@ -441,7 +445,8 @@ class Orchestrator:
             return None
         params = {"volume_id": volume_id, "first_chunk": first, "count": count}
         try:
-            rows: Any = await runtime.session.call("verify", params, timeout=VERIFY_TIMEOUT_SECONDS)
+            async with self._verifying:
+                rows: Any = await runtime.session.call("verify", params, timeout=VERIFY_TIMEOUT_SECONDS)
         except Error as error:
             _log.warning("an SDS cannot verify", peer=str(runtime.session.peer), reason=error.message)
             return None

@@ -408,6 +408,8 @@ class View:
         found = self.membership.rebuilds.get(pool.pool_id, Status())
         if pool.rebuild_cancelled:  # The rebuilder may not have seen it yet.
             found = replace(found, state=RebuildState.CANCELLED, rate_mbps=0.0, eta_seconds=None)
+        elif found.state is RebuildState.CANCELLED:
+            found = replace(found, state=RebuildState.IN_PROGRESS, reason=None)
         return found
 
     def _pool_condition(self, pool: Pool) -> Object:

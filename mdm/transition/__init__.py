@@ -59,6 +59,7 @@ _HANDLERS: dict[type, Callable[[Draft, Any], Any]] = {
     commands.LeaveOut: sets.leave_out,
     commands.Withdraw: sets.withdraw,
     commands.JoinLearners: sets.join_learners,
+    commands.SettleMoves: sets.settle_moves,
     commands.SetLearners: sets.set_learners,
     commands.ForceAlone: forced.force_alone,
 }

@@ -101,6 +101,9 @@ class Draft:
         self._writable("counters")[counter] = number
         return number
 
+    def set_counter(self, counter: str, value: int) -> None:
+        self._writable("counters")[counter] = value
+
     def next_id(self, kind: Kind) -> int:
         return self.next_number(TABLES[kind], SDS_ID_MAX if kind is Kind.SDS else NUMBER_MAX)
 
@@ -155,9 +158,12 @@ class Draft:
         pool_ids = set()
         for old in volumes:
             new = state.volumes.get(old.volume_id)
-            pool_ids.add(old.pool_id)
-            if new is not None:
-                was, is_ = volume_health(old, down_before), volume_health(new, down_now)
+            if new is None:
+                pool_ids.add(old.pool_id)
+                continue
+            was, is_ = volume_health(old, down_before), volume_health(new, down_now)
+            if was is not is_:  # A pool may have a thousand others: they are only looked at when one has changed.
+                pool_ids.add(old.pool_id)
                 self._tell_volume(old, volume_state(old, was), volume_state(new, is_))
         for pool_id in sorted(pool_ids):
             pool = state.pools[pool_id]

@@ -22,9 +22,9 @@ from mdm.events import EventType
 from mdm.health import down
 from mdm.identity import Kind
 from mdm.model import Sds, SdsState, Volume
-from mdm.segments import Rewriter, Rewritten, Roles, count_roles, edit, entry_of
+from mdm.segments import Rewriter, Roles, count_roles, edit, entry_of
 from mdm.transition.draft import Draft
-from mdm.transition.sets import finish
+from mdm.transition.sets import Changes
 from pfvol.constants import EPOCH_ERA
 from pfvol.errors import ConflictError, InvalidError
 
@@ -49,21 +49,21 @@ def force_alone(draft: Draft, command: commands.ForceAlone) -> int:
     if not command.accepted:
         raise _refusal(draft, sds, _survey(draft, volumes, command, kind_of), incomplete=command.incomplete)
     taken = {MEMBER, OLDER, INCOMPLETE} if command.incomplete else {MEMBER, OLDER}
-    changed: list[tuple[Volume, Rewritten]] = []
+    changes = Changes(draft)
     for kinds, step in ((taken & {MEMBER}, 1), (taken - {MEMBER}, EPOCH_ERA)):
-        changed += _rewrite(draft, volumes, command, _rule(sds, kind_of, kinds), step)
-    entries = sum(done.entries for _, done in changed)
-    if entries:
-        names = ", ".join(sorted({volume.name for volume, _ in changed})[:VOLUMES_NAMED_MAX])
+        _rewrite(draft, changes, volumes, command, _rule(sds, kind_of, kinds), step)
+    if changes.entries:
+        names = ", ".join(sorted(volume.name for volume in changes.volumes.values())[:VOLUMES_NAMED_MAX])
         draft.event(
             EventType.DATA_LOSS_ACCEPTED,
-            f"SDS {sds.name} was forced to serve {entries} chunks of {names} alone: what only other copies had is lost",
+            f"SDS {sds.name} was forced to serve {changes.entries} chunks of {names} alone: "
+            "what only other copies had is lost",
             pd_id=sds.pd_id,
             volume_id=command.volume_id,
             sds_id=sds.sds_id,
-            details={"chunks": entries},
+            details={"chunks": changes.entries},
         )
-    return finish(draft, changed)
+    return changes.finish()
 
 
 KindOf = Callable[[Roles], str | None]
@@ -97,23 +97,20 @@ def _rule(sds: Sds, kind_of: KindOf, kinds: set[str]) -> Callable[[Roles], Roles
 
 def _rewrite(
     draft: Draft,
+    changes: Changes,
     volumes: Iterable[Volume],
     command: commands.ForceAlone,
     change: Callable[[Roles], Roles | None],
     step: int,
-) -> list[tuple[Volume, Rewritten]]:
+) -> None:
     rewriter = Rewriter(change, step=step)
-    changed = []
     for volume in volumes:
         segments = draft.table("maps")[volume.volume_id]
         if command.chunks is None:
             done = rewriter.rewrite(segments)
         else:
             done = edit(segments, command.chunks, lambda _, entry: change(entry.roles), step=step)
-        if done.entries:
-            draft.change_map(draft.table("volumes")[volume.volume_id], done)
-            changed.append((volume, done))
-    return changed
+        changes.take(volume, done)
 
 
 def _survey(draft: Draft, volumes: Iterable[Volume], command: commands.ForceAlone, kind_of: KindOf) -> Found:

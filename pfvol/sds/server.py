@@ -28,7 +28,7 @@ from pfvol.sds.acceptor import Acceptor, Clients
 from pfvol.sds.membership import Mdm, Membership
 from pfvol.sds.peers import Identity, Peers, parse_peers
 from pfvol.sds.segments import Segments
-from pfvol.sds.volumes import SEGMENT_BYTES, VolumeInfo, Volumes, check_mapping, parse_info
+from pfvol.sds.volumes import RETRY_SECONDS, SEGMENT_BYTES, VolumeInfo, Volumes, check_mapping, parse_info
 
 if TYPE_CHECKING:  # handed over by the caller: the decisions can be tested without the engine
     from datapath.target import Target
@@ -61,6 +61,7 @@ class Server:
         self._full_said_at = float("-inf")
         self._verifying = trio.CapacityLimiter(1)
         self._tokens = 0
+        self._learning: set[int] = set()  # volumes that the MDM is being asked about because they are copied
         self._answers: dict[int, tuple[trio.Event, list[tuple[Any, ...]]]] = {}
         self._purged: list[int] = []
         self._nursery: trio.Nursery | None = None
@@ -126,8 +127,9 @@ class Server:
         if self._nursery is not None:
             if self._segments.registered(int(reply["map_version"])):
                 self._spawn(self._segments.catch_up)
-            for volume_id in {*self._volumes, *map(int, reply["volumes"])}:
-                self._spawn(self._relearn, volume_id)
+            copied = set(map(int, reply["learning"]))
+            for volume_id in {*self._volumes, *copied, *map(int, reply["volumes"])}:
+                self._spawn(self._relearn, volume_id, volume_id in copied)
 
     async def listens(self, sds_id: int) -> bool:
         """Whether this other SDS still seems to serve, as far as can be seen from here."""
@@ -152,6 +154,9 @@ class Server:
         """Returns when the engine acts on a map of this version: the MDM counts on it."""
         push = self._segments.parse_push(body)
         self._segments.pushed(push)
+        if self._nursery is not None:  # Else all of this is told again when we serve.
+            for volume_id in self._segments.ours(push) - self._told.keys() - self._learning:
+                self._spawn(self._learn_to_copy, volume_id)
         await self._segments.reached(push.version)
         await self._barrier()
 
@@ -354,8 +359,20 @@ class Server:
 
     # -- learning of volumes
 
-    async def _relearn(self, volume_id: int) -> bool:
-        """Asks the MDM about the volume and tells the engine; False when the MDM's answer cannot be used."""
+    async def _learn_to_copy(self, volume_id: int) -> None:
+        """Nobody may have used the volume since we started, but now its copies change."""
+        self._learning.add(volume_id)
+        try:
+            while not await self._relearn(volume_id, True):  # noqa: ASYNC110 - it is the question that is asked again
+                await trio.sleep(RETRY_SECONDS)
+        finally:
+            self._learning.discard(volume_id)
+
+    async def _relearn(self, volume_id: int, whole: bool = False) -> bool:
+        """Asks the MDM about the volume and tells the engine; False when the MDM's answer cannot be used.
+
+        ``whole``: all of its map is needed, since chunks are copied without anybody asking for them.
+        """
         try:
             info = await self._volumes.refresh(volume_id)
         except NotFoundError:
@@ -365,8 +382,8 @@ class Server:
             self._log.error("volume cannot be looked up", volume=volume_id, reason=error.message)
             return False
         else:
-            if await self._learn(volume_id, info):
-                self._spawn(self._segments.prefetch, volume_id, info.segments)
+            if await self._learn(volume_id, info) or whole:
+                self._spawn(partial(self._segments.prefetch, volume_id, info.segments, whole=whole))
         return True
 
     async def _learn(self, volume_id: int, info: VolumeInfo) -> bool:

@@ -17,7 +17,7 @@ import tempfile
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from datapath.blockfile import BlockDevice
 from tests.crashstates.devicework import DeviceWork
@@ -73,6 +73,11 @@ def _read(path: Path) -> Pages:
     return pages
 
 
+def taken_for_rot(summary: dict[str, Any]) -> list[str]:
+    """What no crash leaves behind must not be found after one."""
+    return [f"a crash taken for rot: {sign}" for sign in ("journal_damaged", "superblock_restored", "mended") if summary[sign]]
+
+
 class Bench:
     """A directory in which states are made and recovered."""
 
@@ -104,7 +109,7 @@ class Bench:
         opened = BlockDevice.open(self.directory / device, boot_id=boot)
         try:
             summary = opened.recover()
-            return self.look(device, opened, summary["lost_reasons"], whole)
+            return self.look(device, opened, summary["lost_reasons"] + taken_for_rot(summary), whole)
         finally:
             opened.close(clean=False)
 
@@ -274,7 +279,7 @@ class Explorer:
             for device in devices:
                 opened[device] = BlockDevice.open(self.bench.directory / device, boot_id=self.rng.randbytes(16))
                 summary = opened[device].recover()
-                found[device] = self.bench.look(device, opened[device], summary["lost_reasons"], False)
+                found[device] = self.bench.look(device, opened[device], summary["lost_reasons"] + taken_for_rot(summary), False)
             recording.mark("recovered")
             # On one of them: what a sync of one device promises is not known of the others.
             volume = FRESH_VOLUME + self.depth

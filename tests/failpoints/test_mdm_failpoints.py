@@ -17,9 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PLACES = [
     "shrink:before commit LeaveOut",
     "promote:after map.changed",
-    "promote:before answer of sds.leave_out",
     "rejoin:after commit JoinLearners",
-    "rebuild:after commit SetLearners",
     "remove:before map.changed",
 ]
 

@@ -199,9 +199,10 @@ class Hosts:
             for sdc in self.shape.clients:
                 client.post("/sdc/add", name=sdc)
 
-    def volume(self, name: str, size_bytes: int, sdcs: Sequence[str]) -> None:
+    def volume(self, name: str, size_bytes: int, sdcs: Sequence[str], *, thick: bool = False) -> None:
+        provisioning = "thick" if thick else "thin"
         with self.client() as client:
-            client.post("/vol/create", pool_id=POOL, name=name, size_bytes=size_bytes)
+            client.post("/vol/create", pool_id=POOL, name=name, size_bytes=size_bytes, provisioning=provisioning)
             for sdc in sdcs:
                 client.post("/vol/map", volume_id=name, sdc_id=sdc, access_mode="readWrite")
 
