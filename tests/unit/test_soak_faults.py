@@ -55,10 +55,10 @@ def test_no_group_can_destroy_both_copies_of_a_block() -> None:
     assert faults.draw(rng, SHAPE, ["corrupt"])[0].kind == "corrupt"
 
 
-def test_what_is_ordered_through_the_mdm_is_undone_when_it_is_back() -> None:
+def test_what_is_ordered_is_undone_when_all_who_are_needed_are_back() -> None:
     rng = random.Random(3)
     for _ in range(100):
-        group = [Fault("eio", ("sds1",), 0.5), Fault("kill-mdm", (MDM,), 3.0), Fault("freeze-mdm", (MDM,), 0.1)]
+        group = [Fault("slow-disk", ("sds1",), 0.5), Fault("kill-mdm", (MDM,), 3.0), Fault("kill-sds", ("sds1",), 0.1)]
         planned = faults.schedule(group, rng)
         assert [at for at, *_ in planned] == sorted(at for at, *_ in planned)
         assert planned[0][2:] == (False, group[0])

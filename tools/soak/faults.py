@@ -460,19 +460,17 @@ class Soak:
 def schedule(faults: Sequence[Fault], rng: random.Random) -> list[tuple[float, int, bool, Fault]]:
     """When each is brought about and undone (seconds from the first, a number, whether it is the undoing).
 
-    What was brought about in an MDM's absence is undone when it is back.
+    What an SDS was ordered is taken back last: before that the SDS, the MDM or the way between them may be away.
     """
-    moments, begins, mdm_back = [], 0.0, 0.0
+    moments, begins = [], 0.0
     for number, fault in enumerate(faults):
         moments.append((begins, number, False, fault))
-        ends = begins + fault.seconds
-        if MDM in fault.hosts or MDM in fault.others:
-            mdm_back = max(mdm_back, ends + 0.001)  # right after that it is undone
-        moments.append((ends, number, True, fault))
+        moments.append((begins + fault.seconds, number, True, fault))
         if not (fault.is_ordered and number + 1 < len(faults) and faults[number + 1].is_ordered):
             begins += fault.seconds * rng.random()
+    last = max(at for at, *_ in moments)
     return sorted(
-        (max(at, mdm_back) if undone and fault.is_ordered else at, number, undone, fault)
+        (last + 0.001 if undone and fault.is_ordered else at, number, undone, fault)
         for at, number, undone, fault in moments
     )
 
