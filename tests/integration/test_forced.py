@@ -45,7 +45,7 @@ def force(engines: Engines) -> None:
 
 async def learned(engines: Engines) -> None:
     def told() -> bool:
-        said = [chunk for _, found in engines[A].told("learned") for chunk in found]
+        said = [chunk for _, found, _ in engines[A].told("learned") for chunk in found]
         return {chunk[1] for chunk in said if chunk[2] == engines.epoch(*chunk[:2])} == set(range(4))
 
     await poll_until_async(told, what="four chunks learned")
