@@ -14,7 +14,7 @@ SOURCES  := setup.py $(wildcard datapath/*.pyx datapath/*.pxd datapath/*.h)
 SANITIZE := build/sanitize
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench model sanitize fuzz crash crashstates soak failover verify memory dist clean \
+.PHONY: help build demo test lint bench model sanitize fuzz crash crashstates soak failover failpoints rebuild verify memory dist clean \
 	system-build system-demo system-hosts system-test
 
 help:  ## this list
@@ -67,6 +67,12 @@ soak: system-hosts build  ## random faults for MINUTES=10 under load on hosts th
 
 failover: system-hosts build  ## how long IO stands still when a server dies (KILLS=50 times) or hangs, or the MDM is away
 	@$(RUN) -m tools.soak.failover --kills $(KILLS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+failpoints: system-demo build  ## the MDM killed at every boundary of what it does while sets change (ARGS="--only shrink")
+	@$(RUN) -m tests.failpoints.run $(ARGS)
+
+rebuild: system-demo build  ## a server lost for good under load: how fast are its copies made again, and do clients notice?
+	@$(RUN) -m tools.soak.rebuild $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 verify: system-demo build  ## fio and dd on two volumes: does what is written come back? MIB=256 of each volume
 	@$(RUN) -m tools.soak.verify --mib $(MIB) $(ARGS)

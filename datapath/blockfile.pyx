@@ -22,6 +22,7 @@ from datapath.device cimport (
     journal_of, own_of, tags_reserve)
 from datapath.deviceformat cimport (
     check_sizes, create_device, id_bytes, raise_errno, superblock_exchange, superblock_parse, superblock_write)
+from datapath.disk cimport disk_fdatasync
 from datapath.journal cimport (
     Journal, journal_append, journal_delete, journal_new, pfvol_load_int, pthread_mutex_destroy,
     pthread_mutex_init, read_all, write_all)
@@ -33,7 +34,6 @@ from datapath.deviceformat import FILES, DeviceFormatError, boot_id_now
 from datapath.tags cimport tag_check, tag_set
 
 cdef extern from "<unistd.h>" nogil:
-    int fdatasync(int fd)
     int c_close "close"(int fd)
 
 cdef extern from "<sys/vfs.h>" nogil:
@@ -229,7 +229,7 @@ cdef class BlockDevice:
         if own.serving:
             raise RuntimeError(f"{self.path}: recovered already")
         # What is read may be in the page cache only: it is acted upon, so it becomes durable first.
-        if fdatasync(d.journal_fd):
+        if disk_fdatasync(d.journal_fd):
             raise_errno(device_fail(d, -errno), self.path)
         summary = recover_device(d, journal, self.restored, self.path)
         punch, carry, changed = summary.pop("punch"), summary.pop("carry"), summary.pop("changed")
@@ -245,7 +245,7 @@ cdef class BlockDevice:
         for slot in changed:
             raise_errno(device_entry_store(d, slot), self.path)
         # So are entries that say that a slot is free, before its blocks and tags go.
-        if punch and fdatasync(d.slot_fd):
+        if punch and disk_fdatasync(d.slot_fd):
             raise_errno(device_fail(d, -errno), self.path)
         for slot in punch:
             raise_errno(tags_reserve(d, slot), self.path)

@@ -1,7 +1,8 @@
 """crc32c, and the check values of blocks: see checksum.pxd for what they cover.
 
-The instruction set is chosen when the module is imported (SSE4.2, ARMv8 CRC, else tables). Every C function may be
-called from any thread and touches only what it is given. The Python functions are for tests and offline tools.
+The instruction set is chosen when the module is imported (AVX-512 with carry-less multiplication, SSE4.2, ARMv8 CRC,
+else tables). Every C function may be called from any thread and touches only what it is given. The Python functions
+are for tests and offline tools.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stddef cimport size_t
@@ -9,12 +10,14 @@ from libc.string cimport memcpy
 
 cdef extern from "crc32c.h" nogil:
     ctypedef uint32_t (*pfvol_crc_function)(uint32_t, const uint8_t*, size_t) noexcept nogil
+    ctypedef struct pfvol_crc_way:
+        const char* name
+        pfvol_crc_function run
+    pfvol_crc_way pfvol_crc_ways[3]
+    int pfvol_crc_way_count
     pfvol_crc_function pfvol_crc_run
-    pfvol_crc_function pfvol_crc_best
-    const char* pfvol_crc_best_name
     uint32_t pfvol_crc_zero[4][256]
     void pfvol_crc_init()
-    uint32_t pfvol_crc_portable(uint32_t state, const uint8_t* data, size_t size)
     uint32_t pfvol_crc_apply(uint32_t (*table)[256], uint32_t state)
 
 cdef enum:
@@ -113,15 +116,16 @@ def range_mismatch(uint64_t volume_id, uint32_t chunk_index, uint32_t offset, co
     return verify_range(volume_id, chunk_index, offset, length, &data[0], <const uint32_t*>&view[0])
 
 
-def implementation():
-    """The name of what computes: ``sse4.2``, ``armv8`` or ``portable``."""
-    return (<bytes>pfvol_crc_best_name).decode() if pfvol_crc_run == pfvol_crc_best else "portable"
+def implementations():
+    """The names of what can compute here, the best last: ``portable``, and of ``sse4.2``, ``avx512``, ``armv8``."""
+    return [(<bytes>pfvol_crc_ways[i].name).decode() for i in range(pfvol_crc_way_count)]
 
 
-def force_portable(bint on):
-    """For tests: compute with tables (``True``) or with the best there is (``False``), in this process."""
+def use(name=None):
+    """For tests: compute with this one of them, or with the best there is, in this process."""
     global pfvol_crc_run
-    pfvol_crc_run = pfvol_crc_portable if on else pfvol_crc_best
+    known = implementations()
+    pfvol_crc_run = pfvol_crc_ways[known.index(name) if name is not None else len(known) - 1].run
 
 
 # Under the names of the C functions, which Cython does not let a Python function share.

@@ -7,22 +7,16 @@ in a chunk whose intent is there, which recovery finds and the pair settles.
 from libc.errno cimport EAGAIN, EIO, ENOSPC, errno
 from libc.stdlib cimport calloc, free
 from libc.stdint cimport int64_t
-from posix.unistd cimport pwrite
 from datapath.device cimport (
     Device, device_fail, device_intent, device_journal_appended, device_journal_durable, device_offset,
     device_slot_alloc, device_slot_free, device_tags, device_tags_write)
 from datapath.checksum cimport check_zero_block
+from datapath.disk cimport disk_punch, disk_pwrite_new
 from datapath.ondisk cimport SLOT_NONE, TAG_HOLE, Tag
 from datapath.tags cimport tag_good_hole, tag_is_hole, tag_set, tag_set_lost
 from datapath.targetstate cimport CONNS_MAX, DeviceState, LEARN_NOT, TargetVolume
 from datapath.volumemap cimport MapVolume, map_volume_find
 from datapath.wire cimport BLOCK_SHIFT, CHUNK_BLOCKS
-
-cdef extern from "<fcntl.h>" nogil:
-    int fallocate(int fd, int mode, int64_t offset, int64_t size)
-cdef extern from "<linux/falloc.h>" nogil:
-    int FALLOC_FL_PUNCH_HOLE
-    int FALLOC_FL_KEEP_SIZE
 
 
 # The page cache makes folios as large as a write, and ext4 walks all blocks of a folio at each later write to it: a
@@ -200,7 +194,7 @@ cdef int chunk_put(Engine* e, Chunk* c, uint32_t first, uint32_t count, const ch
         return -d.failed
     d.needs_sync = True
     while done < size:
-        got = pwrite(d.block_fd, data + done, min(size - done, <size_t>PIECE), offset + <int64_t>done)
+        got = disk_pwrite_new(d.block_fd, data + done, min(size - done, <size_t>PIECE), offset + <int64_t>done)
         if got <= 0:
             error = -errno if got < 0 else -EIO
             if error != -ENOSPC:
@@ -224,8 +218,8 @@ cdef int chunk_discard(Engine* e, Chunk* c, uint32_t first, uint32_t count, uint
     if d.failed:
         return -d.failed
     d.needs_sync = True
-    if fallocate(d.block_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                 <int64_t>device_offset(c.slot) + (<int64_t>first << BLOCK_SHIFT), <int64_t>count << BLOCK_SHIFT) < 0:
+    if disk_punch(d.block_fd, <int64_t>device_offset(c.slot) + (<int64_t>first << BLOCK_SHIFT),
+                  <int64_t>count << BLOCK_SHIFT) < 0:
         return device_fail(d, -errno)
     for i in range(count):
         c.live_blocks -= not tag_is_hole(&tags[i])

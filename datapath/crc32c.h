@@ -1,4 +1,4 @@
-/* crc32c on registers: the three ways to compute it, and the choice between them at run time.
+/* crc32c on registers: the ways to compute it, and the choice between them at run time.
  *
  * All functions work on the raw register (the caller inverts before and after) and may be called from any thread once
  * pfvol_crc_init has run, which the import of datapath.checksum does. Reads exactly [data, data + size), at any alignment.
@@ -26,9 +26,23 @@ static uint32_t pfvol_crc_table[8][256];  /* slicing by 8 */
 static uint32_t pfvol_crc_lane1[4][256];  /* the register after PFVOL_CRC_LANE zero bytes, by byte of the register */
 static uint32_t pfvol_crc_lane2[4][256];  /* the same for twice as many */
 static uint32_t pfvol_crc_zero[4][256];   /* the same for a block of zeros */
-static pfvol_crc_function pfvol_crc_best;
 static pfvol_crc_function pfvol_crc_run;
-static const char *pfvol_crc_best_name;
+
+typedef struct {
+    const char *name;
+    pfvol_crc_function run;
+} pfvol_crc_way;
+
+/* What this processor can do, the best last. */
+static pfvol_crc_way pfvol_crc_ways[3];
+static int pfvol_crc_way_count;
+
+static void pfvol_crc_add(const char *name, pfvol_crc_function run)
+{
+    pfvol_crc_ways[pfvol_crc_way_count].name = name;
+    pfvol_crc_ways[pfvol_crc_way_count++].run = run;
+    pfvol_crc_run = run;
+}
 
 static inline uint64_t pfvol_crc_load(const uint8_t *p)
 {
@@ -108,18 +122,89 @@ static uint32_t pfvol_crc_portable(uint32_t state, const uint8_t *data, size_t s
 
 #if defined(__x86_64__)
 
+#include <immintrin.h>
+
 __attribute__((target("sse4.2")))
 static uint32_t pfvol_crc_sse42(uint32_t state, const uint8_t *data, size_t size)
 {
     PFVOL_CRC_LANES(__builtin_ia32_crc32qi, __builtin_ia32_crc32di)
 }
 
+/* Folding: what lies in a register is replaced by what it is worth further on in the message, a multiplication of each
+ * of its 64 bit halves by a power of x, and added to what is there. A product of two reflected halves is one power of
+ * x too high; so the first half, whose coefficients are 64 powers higher, is multiplied by x^(distance + 63), the second
+ * by x^(distance - 1), both modulo the polynomial. */
+#define PFVOL_CRC_FOLD 256u /* bytes in four registers */
+
+static uint64_t pfvol_crc_by[5][2]; /* distances: 128, 256, 384 bits within a register; 512 and 2048 between them */
+
+static void pfvol_crc_distance(int index, uint64_t bits)
+{
+    pfvol_crc_by[index][0] = (uint64_t)pfvol_crc_power(bits + 63) << 32;
+    pfvol_crc_by[index][1] = (uint64_t)pfvol_crc_power(bits - 1) << 32;
+}
+
+#define PFVOL_CRC_VECTORS "avx512f,avx512vl,avx512dq,vpclmulqdq,pclmul,sse4.2"
+
+__attribute__((target(PFVOL_CRC_VECTORS)))
+static inline __m512i pfvol_crc_fold(__m512i value, __m512i by, __m512i onto)
+{
+    return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(value, by, 0x00),
+                                     _mm512_clmulepi64_epi128(value, by, 0x11), onto, 0x96);
+}
+
+__attribute__((target(PFVOL_CRC_VECTORS)))
+static inline __m512i pfvol_crc_distance_of(int index)
+{
+    return _mm512_broadcast_i64x2(_mm_loadu_si128((const __m128i *)pfvol_crc_by[index]));
+}
+
+__attribute__((target(PFVOL_CRC_VECTORS)))
+static uint32_t pfvol_crc_avx512(uint32_t state, const uint8_t *data, size_t size)
+{
+    if (size >= PFVOL_CRC_FOLD) {
+        __m512i by = pfvol_crc_distance_of(4);
+        __m512i a = _mm512_xor_si512(_mm512_loadu_si512(data), _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)state)));
+        __m512i b = _mm512_loadu_si512(data + 64);
+        __m512i c = _mm512_loadu_si512(data + 128);
+        __m512i d = _mm512_loadu_si512(data + 192);
+        __m128i last;
+        for (data += PFVOL_CRC_FOLD, size -= PFVOL_CRC_FOLD; size >= PFVOL_CRC_FOLD;
+             data += PFVOL_CRC_FOLD, size -= PFVOL_CRC_FOLD) {
+            a = pfvol_crc_fold(a, by, _mm512_loadu_si512(data));
+            b = pfvol_crc_fold(b, by, _mm512_loadu_si512(data + 64));
+            c = pfvol_crc_fold(c, by, _mm512_loadu_si512(data + 128));
+            d = pfvol_crc_fold(d, by, _mm512_loadu_si512(data + 192));
+        }
+        by = pfvol_crc_distance_of(3);
+        d = pfvol_crc_fold(pfvol_crc_fold(pfvol_crc_fold(a, by, b), by, c), by, d);
+        /* Its four quarters onto the last, which by itself is not multiplied. */
+        by = _mm512_set_epi64(0, 0, (long long)pfvol_crc_by[0][1], (long long)pfvol_crc_by[0][0],
+                              (long long)pfvol_crc_by[1][1], (long long)pfvol_crc_by[1][0],
+                              (long long)pfvol_crc_by[2][1], (long long)pfvol_crc_by[2][0]);
+        a = _mm512_xor_si512(_mm512_clmulepi64_epi128(d, by, 0x00), _mm512_clmulepi64_epi128(d, by, 0x11));
+        last = _mm_xor_si128(_mm512_extracti64x2_epi64(d, 3), _mm512_castsi512_si128(a));
+        last = _mm_xor_si128(last, _mm512_extracti64x2_epi64(a, 1));
+        last = _mm_xor_si128(last, _mm512_extracti64x2_epi64(a, 2));
+        state = (uint32_t)__builtin_ia32_crc32di(0, (uint64_t)_mm_cvtsi128_si64(last));
+        state = (uint32_t)__builtin_ia32_crc32di(state, (uint64_t)_mm_extract_epi64(last, 1));
+    }
+    return pfvol_crc_sse42(state, data, size);
+}
+
 static void pfvol_crc_detect(void)
 {
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("sse4.2")) {
-        pfvol_crc_best = pfvol_crc_sse42;
-        pfvol_crc_best_name = "sse4.2";
+    if (!__builtin_cpu_supports("sse4.2"))
+        return;
+    pfvol_crc_add("sse4.2", pfvol_crc_sse42);
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
+            && __builtin_cpu_supports("vpclmulqdq") && __builtin_cpu_supports("pclmul")) {
+        for (int quarters = 1; quarters <= 3; quarters++)
+            pfvol_crc_distance(quarters - 1, 128ull * quarters);
+        pfvol_crc_distance(3, 512);
+        pfvol_crc_distance(4, 8ull * PFVOL_CRC_FOLD);
+        pfvol_crc_add("avx512", pfvol_crc_avx512);
     }
 }
 
@@ -151,10 +236,8 @@ static uint32_t pfvol_crc_armv8(uint32_t state, const uint8_t *data, size_t size
 
 static void pfvol_crc_detect(void)
 {
-    if (getauxval(AT_HWCAP) & HWCAP_CRC32) {
-        pfvol_crc_best = pfvol_crc_armv8;
-        pfvol_crc_best_name = "armv8";
-    }
+    if (getauxval(AT_HWCAP) & HWCAP_CRC32)
+        pfvol_crc_add("armv8", pfvol_crc_armv8);
 }
 
 #else
@@ -181,10 +264,8 @@ static void pfvol_crc_init(void)
     pfvol_crc_operator(pfvol_crc_lane1, 8ull * PFVOL_CRC_LANE);
     pfvol_crc_operator(pfvol_crc_lane2, 16ull * PFVOL_CRC_LANE);
     pfvol_crc_operator(pfvol_crc_zero, PFVOL_ZERO_BLOCK_BITS);
-    pfvol_crc_best = pfvol_crc_portable;
-    pfvol_crc_best_name = "portable";
+    pfvol_crc_add("portable", pfvol_crc_portable);
     pfvol_crc_detect();
-    pfvol_crc_run = pfvol_crc_best;
 }
 
 #endif

@@ -4,9 +4,9 @@ from libc.errno cimport EAGAIN, EBUSY, EINVAL, EIO, ENOSPC, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, int64_t
 from libc.string cimport memcmp, memset
 from posix.types cimport off_t
-from posix.unistd cimport fdatasync, pwrite
 from datapath.checksum cimport crc32c
 from datapath.deviceformat cimport superblock_write
+from datapath.disk cimport disk_fdatasync, disk_punch, disk_pwrite, disk_reserve, disk_sync_pages
 from datapath.journal cimport (
     Journal, journal_append, journal_begin, journal_commit, journal_commit_locked, pfvol_load, pfvol_load_int,
     pfvol_store, pfvol_store_int, pthread_mutex_lock, pthread_mutex_unlock, read_all)
@@ -20,17 +20,11 @@ cdef extern from "<fcntl.h>" nogil:
     #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
     #endif
-    #include <linux/falloc.h>
-    extern int fallocate(int, int, off_t, off_t);
     extern int sync_file_range(int, off_t, off_t, unsigned int);
-    #define SYNC_FILE_RANGE_WRITE 2  /* glibc shows them with _GNU_SOURCE only, which Python.h may have come before */
-    #define SYNC_FILE_RANGE_ALL 7    /* wait before, write, wait after */
+    #define SYNC_FILE_RANGE_WRITE 2  /* glibc shows it with _GNU_SOURCE only, which Python.h may have come before */
     """
     int sync_file_range(int fd, off_t offset, off_t size, unsigned int flags)
-    unsigned int SYNC_FILE_RANGE_WRITE, SYNC_FILE_RANGE_ALL
-    int fallocate(int fd, int mode, off_t offset, off_t size)
-    int FALLOC_FL_KEEP_SIZE
-    int FALLOC_FL_PUNCH_HOLE
+    unsigned int SYNC_FILE_RANGE_WRITE
 
 
 cdef enum:
@@ -73,14 +67,14 @@ cdef int tags_reserve(Device* d, uint32_t slot) noexcept nogil:
     cdef uint32_t count = min(<uint32_t>TAG_GROUP, d.slot_count - first)
     if own.tag_groups[slot // TAG_GROUP]:
         return 0
-    if fallocate(d.tag_fd, 0, <off_t>first * SLOT_TAGS_SIZE, <off_t>count * SLOT_TAGS_SIZE):
+    if disk_reserve(d.tag_fd, <off_t>first * SLOT_TAGS_SIZE, <off_t>count * SLOT_TAGS_SIZE):
         return -errno
     own.tag_groups[slot // TAG_GROUP] = 1
     return 0
 
 
 cdef int device_entry_store(Device* d, uint32_t slot) noexcept nogil:
-    cdef ssize_t got = pwrite(d.slot_fd, d.slots + slot, SLOT_ENTRY_SIZE, <off_t>slot * SLOT_ENTRY_SIZE)
+    cdef ssize_t got = disk_pwrite(d.slot_fd, d.slots + slot, SLOT_ENTRY_SIZE, <off_t>slot * SLOT_ENTRY_SIZE)
     if got == SLOT_ENTRY_SIZE:
         return 0
     return device_fail(d, -errno if got < 0 else -EIO)
@@ -112,7 +106,7 @@ cdef int out_of_service(Device* d) noexcept nogil:
 cdef int device_tags_write(Device* d, uint32_t slot, uint32_t first, uint32_t count,
                            const Tag* tags) noexcept nogil:
     cdef size_t size = <size_t>count * TAG_SIZE
-    cdef ssize_t got = pwrite(d.tag_fd, tags, size, (<off_t>slot * TAGS_PER_SLOT + first) * TAG_SIZE)
+    cdef ssize_t got = disk_pwrite(d.tag_fd, tags, size, (<off_t>slot * TAGS_PER_SLOT + first) * TAG_SIZE)
     if got == <ssize_t>size:
         return 0
     return device_fail(d, -errno if got < 0 else -EIO)
@@ -271,7 +265,7 @@ cdef int punch_freed(Device* d) noexcept nogil:
         if error:
             break
         slot = own.punching[i]
-        if fallocate(d.block_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, <off_t>device_offset(slot), SLOT_SIZE):
+        if disk_punch(d.block_fd, <off_t>device_offset(slot), SLOT_SIZE):
             error = -errno
         else:
             error = device_tags_write(d, slot, 0, TAGS_PER_SLOT, blank)
@@ -295,8 +289,8 @@ cdef int sync_tags(Device* d, bint blanked) noexcept nogil:
     if not blanked and device_tags_settled(d):
         sync_file_range(d.tag_fd, 0, 0, SYNC_FILE_RANGE_WRITE)
         sync_file_range(d.block_fd, 0, 0, SYNC_FILE_RANGE_WRITE)
-        return -errno if sync_file_range(d.tag_fd, 0, 0, SYNC_FILE_RANGE_ALL) else 0
-    if fdatasync(d.tag_fd):
+        return -errno if disk_sync_pages(d.tag_fd) else 0
+    if disk_fdatasync(d.tag_fd):
         return -errno
     pfvol_store(&own.tags_synced, given)
     return 0
@@ -309,7 +303,7 @@ cdef int device_sync(Device* d) noexcept nogil:
     error = punch_freed(d)
     if error >= 0:
         error = sync_tags(d, error > 0)
-    if error >= 0 and fdatasync(d.block_fd):
+    if error >= 0 and disk_fdatasync(d.block_fd):
         error = -errno
     if error < 0:
         return device_fail(d, error)
@@ -348,7 +342,7 @@ cdef int device_sync_all(Device* d) noexcept nogil:
     if not error:
         error = slots_check(d)
         error = device_fail(d, error) if error else 0
-    if not error and fdatasync(d.slot_fd):
+    if not error and disk_fdatasync(d.slot_fd):
         error = device_fail(d, -errno)
     return error
 

@@ -28,6 +28,7 @@ class Initiator:
         - ``("capability_refused", volume_id, sds_id, status)``: fetch a new capability and ``set_capability``
         - ``("unmounted",)``: /dev/fuse says ENODEV
         - ``("relay_closed",)``: pyfuse3 has closed its end; what is not for the engine gets ENODEV from now on
+        - ``("forced", volume_id, segment_index)``: an operator has made an older copy of a part of it serve
         - ``("past_end", volume_id)``: a buffered write went past the end, and the kernel now believes in a larger
           file: truncate our own file to its true size
         - ``("completed", token, status_errno, data: bytes)``: for ``submit``

@@ -650,6 +650,8 @@ def _event(kind, a, b, c, d, data):
         return ("relay_closed",)
     if kind == EV_PAST_END:
         return ("past_end", b)
+    if kind == EV_FORCED:
+        return ("forced", b, a)
     if kind == EV_COMPLETED:
         return ("completed", b, a, data)
     if kind == EV_IO_ERROR:

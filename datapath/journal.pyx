@@ -11,8 +11,8 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.types cimport off_t
-from posix.unistd cimport fdatasync, pread, pwrite
 from datapath.checksum cimport crc32c
+from datapath.disk cimport disk_fdatasync, disk_pread, disk_pwrite
 from datapath.ondisk cimport (
     DISK_VERSION, JOURNAL_BLOCK, JOURNAL_DIRTY, JOURNAL_FREE, JOURNAL_MAGIC, JOURNAL_RECORD_SIZE,
     JOURNAL_RECORDS_EXTRA, JOURNAL_RECORDS_PER_SLOT, SLOT_NONE, JournalHeader, JournalRecord)
@@ -25,7 +25,7 @@ cdef enum:
 cdef int write_all(int fd, const void* data, size_t size, uint64_t offset) noexcept nogil:
     cdef ssize_t done
     while size:
-        done = pwrite(fd, data, size, <off_t>offset)
+        done = disk_pwrite(fd, data, size, <off_t>offset)
         if done < 0:
             if errno == EINTR:
                 continue
@@ -39,7 +39,7 @@ cdef int write_all(int fd, const void* data, size_t size, uint64_t offset) noexc
 cdef int read_all(int fd, void* data, size_t size, uint64_t offset) noexcept nogil:
     cdef ssize_t done
     while size:
-        done = pread(fd, data, size, <off_t>offset)
+        done = disk_pread(fd, data, size, <off_t>offset)
         if done < 0:
             if errno == EINTR:
                 continue
@@ -300,7 +300,7 @@ cdef int journal_commit_locked(Journal* journal) noexcept nogil:
             error = write_records(journal, newer, newer.first, newer.first)
     if not error and appended > newer.first:
         error = write_records(journal, newer, max(journal.durable, newer.first), appended)
-    if not error and fdatasync(journal.fd):
+    if not error and disk_fdatasync(journal.fd):
         error = -errno
     if not error:
         journal.header_durable = generation

@@ -20,6 +20,7 @@ from libc.stdlib cimport calloc, free, malloc
 from posix.types cimport off_t
 import os
 from datapath.device cimport Device, device_offset, device_tags
+from datapath.disk cimport disk_reserve
 from datapath.checksum cimport block_seed, check_zero_block, crc32c
 from datapath.journal cimport (
     Journal, is_blank, journal_read_header, journal_read_records, journal_resume, journal_rotten, read_all)
@@ -40,13 +41,6 @@ cdef struct Used:
     uint64_t volume_id
     uint32_t chunk_index
     uint32_t slot
-
-cdef extern from "<fcntl.h>" nogil:
-    """
-    #include <sys/types.h>
-    extern int fallocate(int, int, off_t, off_t);
-    """
-    int fallocate(int fd, int mode, off_t offset, off_t size)
 
 cdef extern from "<unistd.h>" nogil:
     """
@@ -388,7 +382,7 @@ cdef class Recovery:
             with nogil:
                 error = read_all(self.device.block_fd, self.scratch, SLOT_SIZE, device_offset(slot))
                 # A preallocation that was not synced may be gone: the stores that follow must find room.
-                if not error and fallocate(self.device.tag_fd, 0, <off_t>slot * SLOT_TAGS_SIZE, SLOT_TAGS_SIZE):
+                if not error and disk_reserve(self.device.tag_fd, <off_t>slot * SLOT_TAGS_SIZE, SLOT_TAGS_SIZE):
                     error = -errno
                 if not error:
                     unknown = check_tags(device_tags(self.device, slot), entry.volume_id, entry.chunk_index,

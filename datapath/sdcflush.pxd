@@ -7,7 +7,7 @@ from datapath.wire cimport Header
 # A request of REQ_FLUSH that has been admitted. May end it at once.
 cdef void flush_begin(Engine* e, Request* r) noexcept nogil
 # The end of one of its parts, which has been unlinked from it.
-cdef void flush_member(Engine* e, Request* r, Part* p, int error, const Header* h) noexcept nogil
+cdef void flush_member(Engine* e, Request* r, Part* p, int error, int reason, const Header* h) noexcept nogil
 # Engine.flush_spares.
 cdef int flush_spares(Engine* e, Part* p) noexcept nogil
 # map_segment_set, and what it says about the SDSs that acknowledged what is not flushed yet. 0 or -errno.

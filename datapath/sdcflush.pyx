@@ -9,6 +9,8 @@ Owns the flush requests' members and the verdict. The engine's thread runs every
 - If it has been out of a set meanwhile, its copy may have been replaced by that of an SDS that was alone and lost its
   memory. Then all of the pair must have kept their writes, and no SDS that we know may have lost its memory since. (Of
   one that we had not been connected to before the write we do not know what it had; it is only believed like that.)
+- When an operator has forced an older copy to serve (the entry's epoch is of another era), nobody can vouch for what
+  was written before. What the SDS that had it says is true and worth nothing: its copy is made the older one.
 - Who joins a set has the writes in its memory only. So it is asked too: the new pair counts as written to.
 
 A pair whose members have all been out, and one of them for good, could vouch no more for what is safe elsewhere. So the
@@ -28,6 +30,7 @@ from datapath.wire cimport OP_FLUSH
 
 cdef enum:
     ENTRIES = 1024                   # of a segment
+    ERA_BITS = 20                    # an epoch's lower bits: EPOCH_ERA
     TIDY_NS = 1000000000             # the sets have not changed for so long, or
     TIDY_BY_NS = 10000000000         # changed first so long ago: the volume is flushed
 
@@ -64,6 +67,7 @@ cdef void _add(Engine* e, Request* r, uint16_t sds_id) noexcept nogil:
     cdef Sds* s = sds_get(e, sds_id)
     if s != NULL and _find(r, sds_id) == NULL:
         r.members[r.member_count].sds = s
+        r.members[r.member_count].due = True
         r.member_count += 1
 
 
@@ -72,6 +76,8 @@ cdef void _send(Engine* e, Request* r) noexcept nogil:
     cdef uint32_t i
     r.pumping = True
     for i in range(r.member_count):
+        if not r.members[i].due:
+            continue
         p = part_new(e)
         if p == NULL:
             r.error = ENOMEM
@@ -80,6 +86,7 @@ cdef void _send(Engine* e, Request* r) noexcept nogil:
         request_link(e, r, p)
         p.sds = r.members[i].sds
         p.position = i
+        r.members[i].due = False
         part_route(e, p)
     r.pumping = False
     if r.error:
@@ -88,10 +95,11 @@ cdef void _send(Engine* e, Request* r) noexcept nogil:
         _verdict(e, r)
 
 
-cdef void flush_member(Engine* e, Request* r, Part* p, int error, const Header* h) noexcept nogil:
+cdef void flush_member(Engine* e, Request* r, Part* p, int error, int reason, const Header* h) noexcept nogil:
     """One SDS has answered, or is known not to."""
     cdef FlushMember* m = &r.members[p.position]
     m.good = error == 0
+    m.spared = reason == WHY_FLUSH_LOST
     if m.good:
         m.incarnation = h.incarnation
     if error == ENODEV:
@@ -120,6 +128,8 @@ cdef inline bint _stayed(Engine* e, uint16_t sds_id, uint64_t since) noexcept no
 
 
 cdef bint _safe(Engine* e, const Request* r, const DirtyPair* pair) noexcept nogil:
+    if r.volume.forced_at > pair.since:
+        return False
     if _kept(r, pair.primary, pair.primary_incarnation) and _stayed(e, pair.primary, pair.since):
         return True
     if _kept(r, pair.secondary, pair.secondary_incarnation) and _stayed(e, pair.secondary, pair.since):
@@ -138,6 +148,8 @@ cdef int flush_spares(Engine* e, Part* p) noexcept nogil:
     cdef int result = SPARES_NOW
     for i in range(r.pair_count):
         pair = &r.pairs[i]
+        if r.volume.forced_at > pair.since:
+            continue                 # nobody can vouch for it
         if pair.primary == sds_id:
             other = pair.secondary
             incarnation = pair.secondary_incarnation
@@ -153,14 +165,32 @@ cdef int flush_spares(Engine* e, Part* p) noexcept nogil:
     return result
 
 
+cdef bint _take_back(Request* r, uint16_t sds_id) noexcept nogil:
+    """Who vouched for it has left the sets meanwhile: it has to be waited for after all. False if it was not spared."""
+    cdef FlushMember* m = _find(r, sds_id)
+    if m == NULL or not m.spared:
+        return False
+    m.spared = False
+    m.due = True
+    return True
+
+
 cdef void _verdict(Engine* e, Request* r) noexcept nogil:
     cdef uint32_t i
+    cdef bint again = False
     if r.error == 0:
         for i in range(r.pair_count):
-            if not _safe(e, r, &r.pairs[i]):
+            if _safe(e, r, &r.pairs[i]):
+                continue
+            again |= _take_back(r, r.pairs[i].primary)
+            again |= _take_back(r, r.pairs[i].secondary)
+            if not again:
                 r.error = EIO
                 r.reason = WHY_FLUSH_LOST
                 break
+        if again:
+            _send(e, r)              # nobody vouches for these now, so none of them is spared at once
+            return
         # Told once, as the kernel does for a disk: what was lost stays lost, later writes are judged by themselves. But
         # it has to be told to somebody.
         if r.error == 0 or r.source != FROM_ENGINE:
@@ -196,25 +226,30 @@ cdef int flush_segment_set(Engine* e, Volume* v, uint32_t segment, const void* e
         entry = &v.map.segments[segment][i]
         if before[i].epoch and entry.epoch > before[i].epoch:
             _entry_changed(e, v, &before[i], entry)
+    if v.forced_at == e.happened:
+        emit(e, EV_FORCED, segment, v.id, 0, 0, NULL, 0)
     return 0
 
 
 cdef void _entry_changed(Engine* e, Volume* v, const MapEntry* before, const MapEntry* entry) noexcept nogil:
-    cdef bint consecutive = entry.epoch == before.epoch + 1
-    if consecutive and entry.primary == before.primary and entry.secondary == before.secondary:
+    cdef uint32_t changes = entry.epoch - before.epoch
+    if entry.epoch >> ERA_BITS != before.epoch >> ERA_BITS:
+        v.forced_at = e.happened
+    if changes == 1 and entry.primary == before.primary and entry.secondary == before.secondary:
         return
-    _left(e, before.primary, entry, consecutive)
-    _left(e, before.secondary, entry, consecutive)
+    _left(e, before.primary, entry, changes)
+    _left(e, before.secondary, entry, changes)
     if v.dirty.count and entry.primary:
         _joined(e, v, entry)
         _tidy_soon(e, v)
 
 
-cdef void _left(Engine* e, uint16_t sds_id, const MapEntry* entry, bint consecutive) noexcept nogil:
-    """The SDS may have been out of the set. If we have missed something, only the primary is taken to have stayed: who
-    comes back is a secondary."""
+cdef void _left(Engine* e, uint16_t sds_id, const MapEntry* entry, uint32_t changes) noexcept nogil:
+    """The SDS may have been out of the set, if we have missed something. Out and back as a secondary takes two changes,
+    and to lead again one more."""
     cdef Sds* s = sds_get(e, sds_id)
-    if s != NULL and entry.primary != sds_id and not (consecutive and entry.secondary == sds_id):
+    cdef bint stayed = (entry.primary == sds_id and changes <= 2) or (entry.secondary == sds_id and changes == 1)
+    if s != NULL and not stayed:
         s.left_at = e.happened
 
 

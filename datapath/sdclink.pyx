@@ -7,7 +7,7 @@ end of the connection, so that no answer is ever taken for another's; and that a
 have wrong bytes accepted: what does not verify is asked for elsewhere, what does not fit closes the connection.
 """
 
-from libc.errno cimport EFBIG, EIO, ENODEV, ENOMEM, ENOSPC, EROFS, errno
+from libc.errno cimport EIO, ENODEV, ENOMEM, ENOSPC, EROFS, errno
 from posix.fcntl cimport F_GETFL, F_SETFL, O_NONBLOCK, fcntl
 from posix.unistd cimport close
 from datapath.checksum cimport verify_range
@@ -35,7 +35,6 @@ cdef enum:
     BACKOFF_DOUBLINGS = 5
     PAYLOAD_TRIES_MAX = 5
     BAD_TRIES_MAX = 3
-    RANGE_TRIES_MAX = 20             # an extend reaches the SDSs a little later than the SDC
     EXPLORE_EVERY = 64               # reads between two that try the slower copy
     OWES_NS = 20000000               # an answer due for longer says more than the latency of those before
     LATENCY_SCALE_BYTES = 16384      # a read of this many bytes counts for half its time
@@ -510,7 +509,8 @@ cdef void _not_ok(Engine* e, Part* p, Sds* s, int status) noexcept nogil:
     cdef bint reads = p.opcode == OP_READ or p.opcode == OP_SEEK
     if status == ST_STALE_MAP or status == ST_NOT_MEMBER:
         _stale(e, p)
-    elif status == ST_NOT_READY or status == ST_BUSY or status == ST_SHUTTING_DOWN:
+    elif status == ST_NOT_READY or status == ST_BUSY or status == ST_SHUTTING_DOWN or status == ST_RANGE:
+        # RANGE: an extend has not reached the SDS yet (it may be cut off from the MDM).
         if reads:
             part_exclude(p, s, False)
             part_route(e, p)
@@ -528,9 +528,6 @@ cdef void _not_ok(Engine* e, Part* p, Sds* s, int status) noexcept nogil:
     elif status == ST_PAYLOAD and p.payload_tries < PAYLOAD_TRIES_MAX:
         p.payload_tries += 1
         part_route(e, p)
-    elif status == ST_RANGE and p.range_tries < RANGE_TRIES_MAX:
-        p.range_tries += 1
-        part_back_off(e, p)
     else:
         _fail_with(e, p, status)
 
@@ -562,9 +559,6 @@ cdef void _fail_with(Engine* e, Part* p, int status) noexcept nogil:
     elif status == ST_NO_VOLUME:
         error = ENODEV
         reason = WHY_NONE
-    elif status == ST_RANGE:
-        error = EFBIG if p.opcode != OP_READ else EIO
-        reason = WHY_BAD_REQUEST
     elif status == ST_CHECKSUM:
         reason = WHY_CHECKSUM
     elif status == ST_PAYLOAD:

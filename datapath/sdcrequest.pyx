@@ -275,7 +275,7 @@ cdef void request_part_done(Engine* e, Part* p, int error, int reason, const Hea
     cdef Request* r = p.request
     _unlink(r, p)
     if p.opcode == OP_FLUSH:
-        flush_member(e, r, p, error, h)
+        flush_member(e, r, p, error, reason, h)
         part_free(e, p)
         return
     if error:

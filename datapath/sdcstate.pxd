@@ -105,6 +105,7 @@ cdef struct Volume:
     uint64_t tidy_ns                 # when the engine flushes it by itself; 0: it does not
     uint64_t tidy_by_ns
     bint tidying
+    uint64_t forced_at               # Engine.happened when an older copy was last made to serve
     uint32_t writes_since_flush
     uint32_t flush_streak            # flushes in a row that had one write before them
     # Python reads these
@@ -138,6 +139,8 @@ cdef enum RequestSource:
 
 cdef struct FlushMember:
     Sds* sds
+    bint due                         # to be asked
+    bint spared                      # not waited for, since others vouched
     bint good                        # all it had acknowledged is on its disks, since
     uint64_t incarnation             # this durable incarnation began
 
@@ -189,7 +192,6 @@ cdef struct Part:
     uint8_t opcode
     uint8_t tries
     uint8_t payload_tries
-    uint8_t range_tries
     uint8_t bad                      # READ: members that have no good copy, by bit (0 primary, 1 secondary)
     uint8_t later                    # READ: members that asked to come again
     uint8_t bad_tries                # READ: times that all members were bad
@@ -312,6 +314,7 @@ cdef enum EventKind:
     EV_CHECKSUM_ERROR = 9
     EV_RELAY_CLOSED = 10
     EV_PAST_END = 11
+    EV_FORCED = 12                   # a volume's chunk is served from an older copy now
 
 # Why an application got an error (Request.reason).
 cdef enum Reason:

@@ -34,12 +34,14 @@ class Target:
         - ``("device_failed", device_index, errno, message: str)``
         - ``("checkpoint", generation, chunks, seconds)``
         - ``("verified", token, present: bool, tags: bytes, bad: bytes)``: 1024 tags of 16 bytes, 128 bytes of bad bits
+        - ``("corrupted", token, errno)``: 0, or ENOENT (no copy here), ENODATA (the block is not written), the disk's
         - ``("purged", volume_id)``
         - ``("no_space", volume_id, chunk_index)``
         - ``("peer_silent", sds_id)``: no lease from it for a second; again every half second
         - ``("leaving", sds_id, as_primary, as_secondary, [(volume_id, chunk), ...])``: in which roles the pair has
           agreed since this SDS started, and all chunks that may lack something here
-        - ``("learned", sds_id, [(volume_id, chunk, epoch), ...])``: the learner has all of these on its disks
+        - ``("learned", sds_id, [(volume_id, chunk, epoch), ...], resync_bytes)``: the learner has all of these on its
+          disks; how many bytes were copied from here until then, to all learners
         - ``("learner_lost", sds_id, [(volume_id, chunk), ...])``: it went away after ``learned``
         - ``("lost", [(volume_id, chunk, sds_id, incarnation), ...])``: what a disk here cannot keep, and the other
           member, which has it; again while it lasts
@@ -95,6 +97,10 @@ class Target:
     def maps_whole(self) -> None:
         """The maps of all chunks that this SDS has a part in are known, so that one that is missing is found."""
     def verify(self, token: int, volume_id: int, chunk_index: int) -> None: ...
+    def repair(self, volume_id: int, chunk_index: int) -> None:
+        """Has the chunk's copies compared with their tags, and what is bad in one rewritten from the other."""
+    def corrupt(self, token: int, volume_id: int, chunk_index: int, block: int) -> None:
+        """Flips bytes of a stored block on purpose; its tag stays as it is."""
     def stats(self) -> dict[str, Any]:
         """Counters since start and gauges, read without stopping the engine:
 

@@ -9,8 +9,8 @@ from libc.string cimport memcpy, memset, strlen
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from posix.unistd cimport close
 from datapath.blockfile cimport BlockDevice
-from datapath.device cimport Device, device_slot_free, device_tags, device_verify_slot
-from datapath.chunkstore cimport chunk_find, chunk_get, chunk_tags
+from datapath.device cimport Device, device_slot_free, device_tags
+from datapath.chunkstore cimport chunk_get, chunk_tags
 from datapath.connection cimport buf_put, conn_destroy, conn_flush, conn_init, conn_receive, pool_destroy, pool_init
 from datapath.histogram cimport hist_list
 from datapath.iopool cimport Job, iopool_start, iopool_stop, iopool_take
@@ -22,6 +22,7 @@ from datapath.targetengine cimport *
 from datapath.targetstate cimport *
 from datapath.targetdurability cimport checkpoint_start, durability_done, last_checkpoint
 from datapath.targetframes cimport grant, on_frame, revoke
+from datapath.targetinspect cimport corrupt, repair, verify
 from datapath.targetlearn cimport (LEARN_WAIT_MS, copy_read, learn_begin, learn_free, learn_lost, learn_rate,
                                    learn_tick)
 from datapath.targetlease cimport (LEASE_NS, lease_tick, map_version_set, now, peer_connected, peer_dead,
@@ -72,7 +73,9 @@ cdef enum Command:
     CMD_DEAD = 17
     CMD_RATE = 18
     CMD_SCRUB = 19
-    CMD_MAPS_WHOLE = 20
+    CMD_CORRUPT = 20
+    CMD_REPAIR = 21
+    CMD_MAPS_WHOLE = 22
 
 
 cdef void arm(Engine* e, Conn* c, bint write) noexcept nogil:
@@ -177,22 +180,6 @@ cdef void stay(Engine* e, uint32_t sds_id) noexcept nogil:
         p.behind_ns = 0
 
 
-cdef void verify(Engine* e, Message* m) noexcept nogil:
-    cdef Chunk* c = chunk_find(e, m.c, m.a)
-    cdef char* answer
-    if c == NULL or c.slot == SLOT_NONE:
-        emit(e, EV_VERIFIED, 0, m.b, 0, 0, NULL, 0)
-        return
-    answer = <char*>calloc(1, 16384 + 128)
-    if answer == NULL:
-        return
-    if device_verify_slot(e.devices[c.device].d, m.c, m.a, c.slot, e.scratch, <unsigned char*>answer + 16384) < 0:
-        memset(answer + 16384, 0xff, 128)                  # not read: not one block of it is known to be good
-    memcpy(answer, chunk_tags(e, c), 16384)
-    emit(e, EV_VERIFIED, 1, m.b, 0, 0, answer, 16384 + 128)
-    free(answer)
-
-
 cdef void command(Engine* e, Message* m) noexcept nogil:
     cdef TargetVolume* v
     if m.kind == CMD_STOP:
@@ -215,7 +202,11 @@ cdef void command(Engine* e, Message* m) noexcept nogil:
     elif m.kind == CMD_CHECKPOINT:
         checkpoint_start(e)
     elif m.kind == CMD_VERIFY:
-        verify(e, m)
+        verify(e, m.b, m.c, m.a)
+    elif m.kind == CMD_REPAIR:
+        repair(e, m.c, m.a)
+    elif m.kind == CMD_CORRUPT:
+        corrupt(e, m.b, m.c, m.a, <uint32_t>m.d)
     elif m.kind == CMD_MAP_VERSION:
         map_version_set(e, m.b)
     elif m.kind == CMD_LEAVE:
@@ -572,6 +563,12 @@ cdef class Target:
     def verify(self, uint64_t token, uint64_t volume_id, uint32_t chunk_index):
         self._send(CMD_VERIFY, chunk_index, token, volume_id)
 
+    def repair(self, uint64_t volume_id, uint32_t chunk_index):
+        self._send(CMD_REPAIR, chunk_index, 0, volume_id)
+
+    def corrupt(self, uint64_t token, uint64_t volume_id, uint32_t chunk_index, uint32_t block):
+        self._send(CMD_CORRUPT, chunk_index, token, volume_id, block)
+
     def events(self):
         cdef Message m
         out = []
@@ -603,6 +600,8 @@ cdef class Target:
             return ("checkpoint", m.b, m.c, m.d / 1e9)
         if m.kind == EV_VERIFIED:
             return ("verified", m.b, bool(m.a), data[:16384], data[16384:])
+        if m.kind == EV_CORRUPTED:
+            return ("corrupted", m.b, m.a)
         if m.kind == EV_PURGED:
             return ("purged", m.b)
         if m.kind == EV_NO_SPACE:
@@ -624,7 +623,7 @@ cdef class Target:
             return ("leaving", m.a, bool(m.b), bool(m.c), list(zip(numbers[::2], numbers[1::2], strict=True)))
         if m.kind == EV_LEARNED:
             numbers = memoryview(data).cast("Q").tolist()
-            return ("learned", m.a, list(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)))
+            return ("learned", m.a, list(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)), m.b)
         if m.kind == EV_LEARNER_LOST:
             numbers = memoryview(data).cast("Q").tolist()
             return ("learner_lost", m.a, list(zip(numbers[::2], numbers[1::2], strict=True)))

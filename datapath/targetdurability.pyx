@@ -177,9 +177,9 @@ cdef void checkpoint_start(Engine* e) noexcept nogil:
             c = e.table[at]
             while c != NULL:
                 result = 0
-                if c.slot != SLOT_NONE and c.device == i and (c.ops != NULL or c.unsynced):
+                if c.slot != SLOT_NONE and c.device == i and (c.ops != NULL or c.unsynced or c.doubtful):
                     result = chunk_intent(e, c)
-                elif c.slot == SLOT_NONE and c.unsynced and i == 0 and not chunk_missing(e, c):
+                elif c.slot == SLOT_NONE and (c.unsynced or c.doubtful) and i == 0 and not chunk_missing(e, c):
                     result = device_intent(ds.d, c.volume_id, c.index, SLOT_NONE)
                 if result < 0:                             # would be lost with the older generation
                     device_fail(ds.d, <int>result)
@@ -235,8 +235,9 @@ cdef void last_checkpoint(Engine* e) noexcept nogil:
         for at in range(e.table_capacity):
             c = e.table[at]
             while c != NULL:
-                if (c.unsynced or c.ops != NULL) and (c.slot != SLOT_NONE and c.device == i
-                                                      or c.slot == SLOT_NONE and i == 0 and not chunk_missing(e, c)):
+                if (c.unsynced or c.doubtful or c.ops != NULL) and (
+                        c.slot != SLOT_NONE and c.device == i
+                        or c.slot == SLOT_NONE and i == 0 and not chunk_missing(e, c)):
                     kept = device_intent(d, c.volume_id, c.index, c.slot) >= 0 and kept
                 c = c.hash_next
         device_sync_begin(d)

@@ -25,8 +25,9 @@ cdef enum EventKind:
     EV_COPY_REFUSED = 18
     EV_REPAIRED = 19
     EV_SCRUBBED = 20
-    EV_GONE = 21
-    EV_SURE = 22
+    EV_CORRUPTED = 21
+    EV_GONE = 22
+    EV_SURE = 23
 
 cdef void emit(Engine* e, uint32_t kind, uint32_t a, uint64_t b, uint64_t c, uint64_t d, const void* data,
                uint64_t size) noexcept nogil

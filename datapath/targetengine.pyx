@@ -9,8 +9,8 @@ from libc.errno cimport EAGAIN, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int64_t, uint16_t
 from libc.stdlib cimport calloc, malloc, realloc
 from libc.string cimport memcpy, memset
-from posix.unistd cimport pread
 from datapath.device cimport device_offset
+from datapath.disk cimport disk_pread
 from datapath.checksum cimport block_seed, check_range, crc32c
 from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_intent, chunk_put,
                                   chunk_tags, chunk_trim, chunk_write)
@@ -227,7 +227,9 @@ cdef void op_enter(Engine* e, Op* op, Chunk* chunk, uint32_t offset, uint32_t le
         at = &at[0].next
     at[0] = op
     op.next = NULL
-    if not overlaps_earlier(op):
+    if overlaps_earlier(op):
+        op.admitted = False
+    else:
         op_start(e, op)
 
 
@@ -282,7 +284,8 @@ cdef void op_start(Engine* e, Op* op) noexcept nogil:
     if op.kind == KIND_CHECK:
         check_start(e, op)
         return
-    status = still_status(e, op)
+    status = ST_OK if op.admitted else still_status(e, op)
+    op.admitted = status == ST_OK
     if status != ST_OK:
         op_settle(e, op, PENDING_LOCAL, status)
         return
@@ -291,7 +294,7 @@ cdef void op_start(Engine* e, Op* op) noexcept nogil:
     if fresh and (op.kind == KIND_DISCARD or op.kind == KIND_REPLICATE_DISCARD):
         apply(e, op)                                       # nothing here to discard, but the other copy may hold a slot
         return
-    error = chunk_allocate(e, chunk, epoch_of(e, chunk))
+    error = chunk_allocate(e, chunk, epoch_of(e, chunk)) if fresh else 0
     if error == 0:
         error = chunk_intent(e, chunk)
     if error < 0:
@@ -309,6 +312,7 @@ cdef void op_start(Engine* e, Op* op) noexcept nogil:
         journaled(e, op)
         return
     ds = &e.devices[chunk.device]
+    op.admitted = False
     op.wait_next = NULL
     op.state = STATE_JOURNAL
     if ds.journal_head == NULL:
@@ -321,7 +325,7 @@ cdef void op_start(Engine* e, Op* op) noexcept nogil:
 
 cdef void journaled(Engine* e, Op* op) noexcept nogil:
     """The intent is on disk. Meanwhile whoever sent it may have gone, or the chunk have other members."""
-    cdef uint32_t status = still_status(e, op)
+    cdef uint32_t status = ST_OK if op.admitted else still_status(e, op)
     if status != ST_OK:
         op_settle(e, op, PENDING_LOCAL, status)
         return
@@ -368,8 +372,8 @@ cdef bint prepare_write(Engine* e, Op* op) noexcept nogil:
         if tag_good_hole(&tags[block], op.chunk.volume_id, op.chunk.index, block):
             memset(at + (edge << BLOCK_SHIFT), 0, BLOCK_SIZE)
             continue
-        if pread(chunk_fd(e, op.chunk), at + (edge << BLOCK_SHIFT), BLOCK_SIZE,
-                 <int64_t>device_offset(op.chunk.slot) + (<int64_t>block << BLOCK_SHIFT)) != BLOCK_SIZE:
+        if disk_pread(chunk_fd(e, op.chunk), at + (edge << BLOCK_SHIFT), BLOCK_SIZE,
+                      <int64_t>device_offset(op.chunk.slot) + (<int64_t>block << BLOCK_SHIFT)) != BLOCK_SIZE:
             buf_put(&e.pool, whole)
             op_settle(e, op, PENDING_LOCAL, block_lost(e, op.chunk))
             return False
@@ -413,8 +417,11 @@ cdef bint replicate(Engine* e, Op* op) noexcept nogil:
 
 cdef void forward(Engine* e, Op* op) noexcept nogil:
     """Sends to a learner what is applied here now: when it compares tags it has either seen them or gets this."""
-    cdef const MapEntry* entry = entry_of(e, op.chunk.volume_id, op.chunk.index)
-    if op.chunk.learn == LEARN_NOT or entry == NULL or entry.learner == 0:
+    cdef const MapEntry* entry
+    if op.chunk.learn == LEARN_NOT:
+        return
+    entry = entry_of(e, op.chunk.volume_id, op.chunk.index)
+    if entry == NULL or entry.learner == 0:
         return
     op.pending |= PENDING_LEARNER
     op.learner_id = entry.learner

@@ -2,8 +2,8 @@
 
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
-from posix.unistd cimport pread
 from datapath.device cimport device_offset
+from datapath.disk cimport disk_pread
 from datapath.checksum cimport check_range, verify_range
 from datapath.chunkstore cimport chunk_fd, chunk_find, chunk_get, chunk_missing, chunk_tags
 from datapath.connection cimport buf_get, buf_put, buf_ref
@@ -86,8 +86,8 @@ cdef void revoke(Engine* e, uint64_t volume_id, uint32_t sdc_id) noexcept nogil:
                 s.grants[j].expires_ns = 0
 
 
-cdef uint32_t admit(Engine* e, Conn* c, Header* h, bint write) noexcept nogil:
-    """Whether this SDS serves the request now: authority, size, map, the pair's agreement."""
+cdef uint32_t admit(Engine* e, Conn* c, Header* h, bint write, Chunk** found) noexcept nogil:
+    """Whether this SDS serves the request now: authority, size, map, the pair's agreement. Finds the chunk."""
     cdef MapVolume* v
     cdef TargetVolume* tv
     cdef const MapEntry* entry
@@ -114,7 +114,7 @@ cdef uint32_t admit(Engine* e, Conn* c, Header* h, bint write) noexcept nogil:
             map_miss(e, h.volume_id, h.chunk_index >> 10)
             return ST_NOT_READY
         return ST_STALE_MAP
-    chunk = chunk_find(e, h.volume_id, h.chunk_index)
+    found[0] = chunk = chunk_find(e, h.volume_id, h.chunk_index)
     if entry.primary != e.sds_id and (write or entry.secondary != e.sds_id):
         return ST_NOT_MEMBER
     if chunk_missing(e, chunk):
@@ -170,7 +170,7 @@ cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noe
     if h.opcode == OP_FLUSH:
         status = grant_status(e, c, h.volume_id, False)
     elif write or h.opcode == OP_READ or h.opcode == OP_SEEK:
-        status = admit(e, c, h, write)
+        status = admit(e, c, h, write, &chunk)
     else:
         return BAD_OPCODE
     if status == ST_OK and h.opcode == OP_WRITE and verify_range(
@@ -181,15 +181,14 @@ cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noe
         reply_to(e, c.id, h, status, 0)
         return 0
     if h.opcode == OP_READ:
-        chunk = chunk_find(e, h.volume_id, h.chunk_index)
         if chunk != NULL and h.flags & FLAG_RESYNC:
             repair_want(e, chunk, h.offset >> BLOCK_SHIFT, h.length >> BLOCK_SHIFT)
         read_answer(e, c, h, chunk)                        # after that, if we lead
         return 0
     if h.opcode == OP_SEEK:
-        seek_answer(e, c, h, chunk_find(e, h.volume_id, h.chunk_index))
+        seek_answer(e, c, h, chunk)
         return 0
-    if write:
+    if write and chunk == NULL:
         chunk = chunk_get(e, h.volume_id, h.chunk_index)
     op = NULL if write and chunk == NULL else op_new(e)
     if op == NULL:
@@ -199,6 +198,7 @@ cdef int client_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) noe
     op.h = h[0]
     op.h.node_id = (<Session*>c.user).node_id              # whatever it says: its operations are its own
     op.started_ns = e.now_ns
+    op.admitted = True
     if h.opcode == OP_FLUSH:
         op.kind = KIND_FLUSH
         op.pending = PENDING_SYNC
@@ -303,8 +303,8 @@ cdef void pull_answer(Engine* e, Conn* c, Header* h) noexcept nogil:
         reply_to(e, c.id, h, ST_BUSY, 0)
         return
     tags = chunk_tags(e, chunk) + first
-    if pread(chunk_fd(e, chunk), b.data + 20 * count, h.length,
-             <int64_t>device_offset(chunk.slot) + h.offset) != h.length:
+    if disk_pread(chunk_fd(e, chunk), b.data + 20 * count, h.length,
+                  <int64_t>device_offset(chunk.slot) + h.offset) != h.length:
         buf_put(&e.pool, b)
         reply_to(e, c.id, h, ST_IO_ERROR, 0)
         return
@@ -451,6 +451,7 @@ cdef int primary_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) no
         op.conn_id = c.id
         op.h = h[0]
         op.started_ns = e.now_ns
+        op.admitted = True
         op.kind = KIND_REPLICATE if h.opcode == OP_REPLICATE else (
             KIND_PUSH if h.opcode == OP_PUSH else KIND_REPLICATE_DISCARD)
         if h.opcode != OP_REPLICATE_DISCARD:

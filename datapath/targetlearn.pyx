@@ -11,12 +11,11 @@ from libc.errno cimport EIO, errno
 from libc.stdint cimport int64_t, uint16_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
-from posix.uio cimport RWF_NOWAIT, iovec, preadv2
-from posix.unistd cimport pread
 from datapath.checksum cimport verify_range
 from datapath.chunkstore cimport chunk_fd, chunk_find, chunk_get, chunk_missing, chunk_tags
 from datapath.connection cimport buf_get
 from datapath.device cimport device_offset
+from datapath.disk cimport disk_pread, disk_pread_cached
 from datapath.iopool cimport Job, iopool_submit
 from datapath.ondisk cimport SEQ_COUNTER_BITS, SLOT_NONE, TAG_HOLE, Tag
 from datapath.ratelimit cimport rate_set, rate_spend, rate_wait_ns
@@ -32,8 +31,8 @@ from datapath.volumemap cimport MAP_SEGMENT_CHUNKS, MapEntry, MapVolume
 from datapath.wire cimport *
 
 cdef enum:
-    STEP_BLOCKS = 32                 # a step holds up the threads on both sides: 128 KiB take a third of a millisecond
-    STEPS_MAX = 4                    # to one learner at a time
+    STEP_BLOCKS = 8                  # a step holds up the threads on both sides: 32 KiB take less than a tenth of a ms
+    STEPS_MAX = 8                    # to one learner at a time
     HERE_MAX = 8                     # chunks with data that learn at a time, per learner
     TOLD_MAX = 16384                 # chunks that wait for the MDM's word: each is kept here until it comes
     CHUNKS_MAX = 64                  # chunks that learn at a time, per learner: most of a large volume is nowhere
@@ -72,10 +71,12 @@ cdef LearnRate* rate_of(Engine* e, uint32_t pool_id) noexcept nogil:
 
 cdef void learn_rate(Engine* e, uint32_t pool_id, uint64_t bytes_per_second) noexcept nogil:
     cdef LearnRate* r = rate_of(e, pool_id)
-    if r.bytes_per_second == bytes_per_second:
-        return                                             # the bucket stays as full as it is
+    cdef int64_t tokens
+    rate_wait_ns(&r.limit, e.now_ns)
+    tokens = r.limit.nano_tokens
     r.bytes_per_second = bytes_per_second
     rate_set(&r.limit, bytes_per_second, e.now_ns)
+    r.limit.nano_tokens = min(tokens, r.limit.nano_tokens_max)  # as full as it was: shares change all the time
 
 
 # --------------------------------------------------------------------------------------------- chunks that are to learn
@@ -371,7 +372,6 @@ cdef void copy_start(Engine* e, Op* op) noexcept nogil:
     cdef Learning* g = find(p, op.h.request_id)
     cdef Chunk* chunk = op.chunk
     cdef uint32_t i, size = op.count << BLOCK_SHIFT
-    cdef iovec iov
     if g == NULL:
         copy_end(e, op)
         return
@@ -399,9 +399,7 @@ cdef void copy_start(Engine* e, Op* op) noexcept nogil:
         op.checks[i] = tag_check(op.push_tags + i)
     op.fd = chunk_fd(e, chunk)
     op.offset = device_offset(chunk.slot) + (<uint64_t>op.first << BLOCK_SHIFT)
-    iov.iov_base = op.data
-    iov.iov_len = size
-    if preadv2(op.fd, &iov, 1, <int64_t>op.offset, RWF_NOWAIT) == <ssize_t>size:
+    if disk_pread_cached(op.fd, op.data, size, <int64_t>op.offset) == <ssize_t>size:
         copy_send(e, op, p, g)
         copy_end(e, op)
         return
@@ -416,7 +414,7 @@ cdef void copy_run(Job* job) noexcept nogil:
     """Pool thread."""
     cdef Op* op = <Op*>job.owner
     cdef ssize_t size = <ssize_t>op.count << BLOCK_SHIFT
-    cdef ssize_t got = pread(op.fd, op.data, size, <int64_t>op.offset)
+    cdef ssize_t got = disk_pread(op.fd, op.data, size, <int64_t>op.offset)
     job.result = 0 if got == size else (-errno if got < 0 else -EIO)
 
 
@@ -465,7 +463,7 @@ cdef void copy_end(Engine* e, Op* op) noexcept nogil:
 
 cdef void learn_tick(Engine* e) noexcept nogil:
     cdef Peer* p = e.peer_list
-    cdef uint32_t idle = 0, count = 0
+    cdef uint32_t count = 0
     e.wait_ms = LEARN_WAIT_MS
     if e.learn_room and e.now_ns >= e.looked_ns + LOOK_NS:  # a turn may find nothing: most may have learned already
         e.looked_ns = e.now_ns
@@ -477,9 +475,12 @@ cdef void learn_tick(Engine* e) noexcept nogil:
         if p.learner != NULL:
             commit(e, p)
         p = p.next
-    while idle < count:                                    # in turn, so that one does not use up what a pool may
+    while count:                                           # in turn, so that one does not use up what a pool may
+        count -= 1
         e.learn_peer = e.peer_list if e.learn_peer == NULL or e.learn_peer.next == NULL else e.learn_peer.next
-        idle = 0 if step(e, e.learn_peer) else idle + 1
+        if step(e, e.learn_peer):
+            e.wait_ms = 0                                  # what clients have sent meanwhile comes before the next one
+            return
 
 
 # ---------------------------------------------------------------------------------------------------------------- whole
@@ -530,7 +531,7 @@ cdef void committed(Engine* e, Peer* p, uint32_t status) noexcept nogil:
     if status != ST_OK:
         learner.retry_ns = e.now_ns + RETRY_NS
     if count:
-        emit(e, EV_LEARNED, p.sds_id, 0, 0, 0, told, 24 * <uint64_t>count)
+        emit(e, EV_LEARNED, p.sds_id, e.counters.resync_bytes, 0, 0, told, 24 * <uint64_t>count)
 
 
 # ------------------------------------------------------------------------------------------------ what the learner says
@@ -590,7 +591,9 @@ cdef void learn_lost(Engine* e, uint32_t sds_id) noexcept nogil:
     for i in range(e.table_capacity):
         chunk = e.table[i]
         while chunk != NULL:
-            entry = NULL if chunk.learn == LEARN_NOT else entry_of(e, chunk.volume_id, chunk.index)
+            entry = NULL
+            if chunk.learn != LEARN_NOT:
+                entry = entry_of(e, chunk.volume_id, chunk.index)
             if entry != NULL and entry.learner == sds_id:
                 if chunk.learn == LEARN_TOLD:
                     lost[2 * count] = chunk.volume_id

@@ -22,7 +22,9 @@ from datapath.wire cimport FLAG_RESYNC, OP_PING, ST_OK, ST_STALE_MAP
 
 cdef const MapEntry* entry_of(Engine* e, uint64_t volume_id, uint32_t index) noexcept nogil:
     cdef MapVolume* v = map_volume_find(&e.map, volume_id)
-    return NULL if v == NULL else map_lookup(v, index)
+    if v == NULL:
+        return NULL
+    return map_lookup(v, index)
 
 
 cdef bint passed(Engine* e, const MapEntry* entry, uint64_t volume_id, uint32_t index) noexcept nogil:
@@ -60,7 +62,7 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
     cdef bint leads = entry.primary == e.sds_id
     cdef bint member = leads or entry.secondary == e.sds_id
     cdef bint joins = leads and old.epoch and entry.secondary and entry.secondary != old.secondary
-    cdef bint taught
+    cdef bint taught, doubtful
     cdef bint taught_us = e.unsure and member and old.learner == e.sds_id
     if entry.left and entry.left != e.sds_id and member:
         fence(e, entry.left, version)
@@ -72,7 +74,7 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
     chunk.gone = False
     chunk.alone = False
     chunk.failures = 0
-    if member and old.left and old.left != entry.left and not gate_open(e, old):
+    if member and old.left and old.left != entry.left and old.left != e.sds_id and not gate_open(e, old):
         chunk.hold_ns = max(chunk.hold_ns, e.peers[old.left].fence_ns)  # two members have left one after the other
     if not leads and member and entry.left and chunk.open_epoch < entry.epoch:
         unsync(e, chunk)                                   # the primary says when the one that left serves no more
@@ -86,13 +88,19 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
     if leads:
         if entry.secondary:
             first_writes(e, chunk, entry.secondary)
-        if entry.secondary == 0 and chunk.unsynced and not chunk.doubtful:
+        if entry.secondary == 0 and chunk.doubtful:
+            unsync(e, chunk)                               # forced: it was only a learner when it came back
+        elif entry.secondary == 0 and chunk.unsynced:
             agreed(e, chunk)                               # with nobody but itself
         chunk_forget(e, chunk)                             # of those that have only learned that there is nothing
         return
     refuse_writes(e, chunk)
+    if entry.secondary == e.sds_id and old.learner == e.sds_id:
+        chunk.doubtful = False                             # it was brought up to date
     if entry.secondary != e.sds_id:
+        doubtful = chunk.doubtful and entry.learner == e.sds_id
         agreed(e, chunk)
+        chunk.doubtful = doubtful                          # an operator may have it serve before it has learned
         e.strays = entry.learner != e.sds_id or e.strays
     elif old.learner == e.sds_id and entry.left == 0:
         agreed(e, chunk)

@@ -8,8 +8,8 @@ stays unknown, which no reader gets. The primary drives it, one chunk at a time 
 
 from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy, memset
-from posix.unistd cimport pread
 from datapath.device cimport device_offset
+from datapath.disk cimport disk_pread
 from datapath.checksum cimport block_seed, crc32c, verify_range
 from datapath.chunkstore cimport (chunk_allocate, chunk_discard, chunk_durable, chunk_fd, chunk_find, chunk_get,
                                   chunk_intent, chunk_missing, chunk_tags, chunk_trim, chunk_write)
@@ -155,12 +155,13 @@ cdef void sync_continue(Engine* e) noexcept nogil:
                             s.outstanding = 1
                             s.failed = s.refused = s.own = s.postponed = False
                             ask(e, p.out, OP_TAGS, chunk.volume_id, chunk.index, 0, 0, 0)
-                elif entry.secondary == e.sds_id and not chunk.doubtful:
+                elif entry.secondary == e.sds_id:
                     # The primary's list may have come after its word that the two agree, on another connection.
                     p = e.peers[entry.primary]
-                    if p != NULL and peer_ready(p.out) and peer_ready(p.incoming):
-                        chunk.retry_ns = e.now_ns + ASK_AGAIN_NS
-                        ask(e, p.out, OP_REPAIR, chunk.volume_id, chunk.index, 0, CHUNK_SIZE, 0)
+                    if chunk.retry_ns and p != NULL and peer_ready(p.out) and peer_ready(p.incoming):
+                        ask(e, p.out, OP_REPAIR, chunk.volume_id, chunk.index, 0, CHUNK_SIZE,
+                            FLAG_ABSENT if chunk.doubtful else 0)
+                    chunk.retry_ns = e.now_ns + (5 if chunk.doubtful else 1) * ASK_AGAIN_NS
                 elif entry.secondary != e.sds_id and entry.learner != e.sds_id and chunk.slot == SLOT_NONE:
                     agreed(e, chunk)                       # told of by a peer that has it with somebody else
             chunk = chunk.hash_next
@@ -173,8 +174,8 @@ cdef bint local_good(Engine* e, Chunk* chunk, Tag* tag, uint32_t block, char* by
     if chunk.slot == SLOT_NONE:
         memset(bytes, 0, BLOCK_SIZE)
         return True
-    if pread(chunk_fd(e, chunk), bytes, BLOCK_SIZE,
-             <int64_t>device_offset(chunk.slot) + (<int64_t>block << BLOCK_SHIFT)) != BLOCK_SIZE:
+    if disk_pread(chunk_fd(e, chunk), bytes, BLOCK_SIZE,
+                  <int64_t>device_offset(chunk.slot) + (<int64_t>block << BLOCK_SHIFT)) != BLOCK_SIZE:
         return False
     return crc32c(block_seed(chunk.volume_id, chunk.index, block), bytes, BLOCK_SIZE) == tag_check(tag)
 
@@ -210,8 +211,8 @@ cdef void push_block(Engine* e, Conn* c, Sync* s, Chunk* chunk, uint32_t block, 
 cdef bint adopt(Engine* e, Chunk* chunk, uint32_t block, Tag* adopted, char* bytes) noexcept nogil:
     """Gives a block that nobody can vouch for, as it is on the disk here, a new name."""
     cdef uint32_t check
-    if pread(chunk_fd(e, chunk), bytes, BLOCK_SIZE,
-             <int64_t>device_offset(chunk.slot) + (<int64_t>block << BLOCK_SHIFT)) != BLOCK_SIZE:
+    if disk_pread(chunk_fd(e, chunk), bytes, BLOCK_SIZE,
+                  <int64_t>device_offset(chunk.slot) + (<int64_t>block << BLOCK_SHIFT)) != BLOCK_SIZE:
         return False
     e.counter += 1
     check = crc32c(block_seed(chunk.volume_id, chunk.index, block), bytes, BLOCK_SIZE)
@@ -220,7 +221,7 @@ cdef bint adopt(Engine* e, Chunk* chunk, uint32_t block, Tag* adopted, char* byt
 
 
 cdef void adopt_alone(Engine* e, Chunk* chunk) noexcept nogil:
-    """The only member has restarted: what it has is what there is."""
+    """The only member has restarted: what it has is what there is. Who has not restarted has no such block but rot."""
     cdef Tag adopted
     cdef uint32_t block
     if chunk_missing(e, chunk):
@@ -231,7 +232,7 @@ cdef void adopt_alone(Engine* e, Chunk* chunk) noexcept nogil:
         return
     if not intent_durable(e, chunk):
         return
-    if chunk.slot != SLOT_NONE:
+    if chunk.slot != SLOT_NONE and chunk.doubtful:
         for block in range(CHUNK_BLOCKS):
             if (tag_is_unknown(chunk_tags(e, chunk) + block) and not tag_is_lost(chunk_tags(e, chunk) + block)
                     and not adopt(e, chunk, block, &adopted, e.scratch)):
@@ -330,8 +331,8 @@ cdef void bad_there(Engine* e, Conn* c, Sync* s, Chunk* chunk, uint32_t block, c
     if local_good(e, chunk, mine, block, e.scratch):
         push_block(e, c, s, chunk, block, mine, e.scratch)
         return
-    if (not tag_is_lost(mine) and pread(chunk_fd(e, chunk), e.scratch, BLOCK_SIZE,
-                                        <int64_t>device_offset(chunk.slot) + (<int64_t>block << BLOCK_SHIFT))
+    if (not tag_is_lost(mine) and disk_pread(chunk_fd(e, chunk), e.scratch, BLOCK_SIZE,
+                                             <int64_t>device_offset(chunk.slot) + (<int64_t>block << BLOCK_SHIFT))
             == BLOCK_SIZE and memcmp(e.scratch, theirs, BLOCK_SIZE) == 0
             and adopt(e, chunk, block, &adopted, e.scratch)):
         push_block(e, c, s, chunk, block, &adopted, e.scratch)

@@ -7,9 +7,8 @@ values go with the bytes, so that whoever asked verifies them.
 from libc.errno cimport EIO, errno
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
-from posix.uio cimport RWF_NOWAIT, iovec, preadv2
-from posix.unistd cimport pread
 from datapath.device cimport device_offset
+from datapath.disk cimport disk_pread, disk_pread_cached
 from datapath.chunkstore cimport chunk_fd, chunk_tags
 from datapath.connection cimport buf_get, buf_put, conn_reserve, conn_unreserve
 from datapath.histogram cimport hist_record
@@ -74,7 +73,6 @@ cdef void read_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogi
     cdef uint32_t first = h.offset >> BLOCK_SHIFT
     cdef uint32_t status
     cdef uint32_t head = HEADER_SIZE + count * 4
-    cdef iovec iov
     cdef char* room
     cdef Buf* large = NULL
     cdef ssize_t got
@@ -91,10 +89,8 @@ cdef void read_answer(Engine* e, Conn* c, Header* h, Chunk* chunk) noexcept nogi
         return
     status = read_plan(e, chunk, first, count, <uint32_t*>(room + HEADER_SIZE))
     if status == ST_OK:
-        iov.iov_base = room + head
-        iov.iov_len = h.length
-        got = preadv2(chunk_fd(e, chunk), &iov, 1,
-                      <int64_t>device_offset(chunk.slot) + h.offset, RWF_NOWAIT)
+        got = disk_pread_cached(chunk_fd(e, chunk), room + head, h.length,
+                                <int64_t>device_offset(chunk.slot) + h.offset)
         if got == h.length:
             reply_head(e, &r, h, ST_OK)
             r.body_length = count * 4 + h.length
@@ -161,7 +157,7 @@ cdef void read_start(Engine* e, Op* op) noexcept nogil:
 cdef void read_run(Job* job) noexcept nogil:
     """Pool thread."""
     cdef Op* op = <Op*>job.owner
-    cdef ssize_t got = pread(op.fd, op.data, op.h.length, op.offset)
+    cdef ssize_t got = disk_pread(op.fd, op.data, op.h.length, op.offset)
     job.result = 0 if got == op.h.length else (-errno if got < 0 else -EIO)
 
 

@@ -9,12 +9,12 @@ reader takes, until it is written anew.
 
 from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy, memset
-from posix.unistd cimport pread
 from datapath.checksum cimport block_seed, crc32c, verify_range
 from datapath.chunkstore cimport (
     chunk_count_live, chunk_discard, chunk_fd, chunk_find, chunk_missing, chunk_put, chunk_tags)
 from datapath.connection cimport buf_get
 from datapath.device cimport device_offset
+from datapath.disk cimport disk_pread
 from datapath.iopool cimport Job, iopool_submit
 from datapath.ondisk cimport SEQ_MASK, SLOT_NONE, TAG_UNKNOWN, Tag
 from datapath.ratelimit cimport rate_set, rate_spend, rate_wait_ns
@@ -138,7 +138,7 @@ cdef void read_blocks(Job* job) noexcept nogil:
     for i in range(op.count):
         at = op.data + (<size_t>i << BLOCK_SHIFT)
         op.checks[i] = tag_check(op.push_tags + i)
-        if (pread(op.fd, at, BLOCK_SIZE, <int64_t>op.offset + (<int64_t>i << BLOCK_SHIFT)) != BLOCK_SIZE
+        if (disk_pread(op.fd, at, BLOCK_SIZE, <int64_t>op.offset + (<int64_t>i << BLOCK_SHIFT)) != BLOCK_SIZE
                 or tag_is_unknown(op.push_tags + i)
                 or crc32c(block_seed(op.h.volume_id, op.h.chunk_index, op.first + i), at, BLOCK_SIZE) != op.checks[i]):
             op.bad |= <uint64_t>1 << i

@@ -197,6 +197,7 @@ cdef struct Op:
     uint64_t seq
     uint16_t remote_id               # who has to confirm it: PENDING_REMOTE
     uint16_t learner_id              # PENDING_LEARNER, KIND_COPY
+    bint admitted                    # found to be served just now, in this turn: still_status would say the same
     bint known                       # carried out before: it only has to be on the disks
     uint64_t bad                     # KIND_CHECK: own blocks that do not match their tags, by bit
     uint32_t outstanding             # frames not yet answered

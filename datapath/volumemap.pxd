@@ -34,7 +34,19 @@ cdef void map_destroy(VolumeMap* m) noexcept nogil
 # The volume, new (no segments, user NULL) if it was not there; NULL when memory is gone or MAP_VOLUMES_MAX is
 # reached. The address stays valid until map_volume_remove.
 cdef MapVolume* map_volume_add(VolumeMap* m, uint64_t volume_id) noexcept nogil
-cdef MapVolume* map_volume_find(VolumeMap* m, uint64_t volume_id) noexcept nogil
+cdef inline uint32_t map_volume_home(const VolumeMap* m, uint64_t volume_id) noexcept nogil:
+    # Fibonacci hashing: volume ids are counted, their low bits alone would cluster behind removed ones.
+    return <uint32_t>((volume_id * <uint64_t>0x9E3779B97F4A7C15) >> 32) & (m.capacity - 1)
+
+cdef inline uint32_t map_volume_slot(const VolumeMap* m, uint64_t volume_id) noexcept nogil:
+    """Where the volume is, or the free slot where it would go."""
+    cdef uint32_t i = map_volume_home(m, volume_id)
+    while m.table[i] != NULL and m.table[i].volume_id != volume_id:
+        i = (i + 1) & (m.capacity - 1)
+    return i
+
+cdef inline MapVolume* map_volume_find(const VolumeMap* m, uint64_t volume_id) noexcept nogil:
+    return m.table[map_volume_slot(m, volume_id)]
 cdef void map_volume_remove(VolumeMap* m, uint64_t volume_id) noexcept nogil
 # Takes a copy of one segment's entries. `size` is a multiple of 12, at most 12288; chunks beyond it get no primary.
 # 0, -EINVAL (size or index), -ENOMEM.

@@ -13,19 +13,6 @@ cdef enum:
     SEGMENTS_MIN = 4
 
 
-cdef inline uint32_t _home(const VolumeMap* m, uint64_t volume_id) noexcept nogil:
-    # Fibonacci hashing: volume ids are counted, their low bits alone would cluster behind removed ones.
-    return <uint32_t>((volume_id * <uint64_t>0x9E3779B97F4A7C15) >> 32) & (m.capacity - 1)
-
-
-cdef uint32_t _slot(const VolumeMap* m, uint64_t volume_id) noexcept nogil:
-    """Where the volume is, or the free slot where it would go. The map's thread."""
-    cdef uint32_t i = _home(m, volume_id)
-    while m.table[i] != NULL and m.table[i].volume_id != volume_id:
-        i = (i + 1) & (m.capacity - 1)
-    return i
-
-
 cdef int _grow(VolumeMap* m) noexcept nogil:
     """Doubles the table. The map's thread."""
     cdef VolumeMap bigger
@@ -37,7 +24,7 @@ cdef int _grow(VolumeMap* m) noexcept nogil:
         return -ENOMEM
     for i in range(m.capacity):
         if m.table[i] != NULL:
-            bigger.table[_slot(&bigger, m.table[i].volume_id)] = m.table[i]
+            bigger.table[map_volume_slot(&bigger, m.table[i].volume_id)] = m.table[i]
     free(m.table)
     m[0] = bigger
     return 0
@@ -73,7 +60,7 @@ cdef void map_destroy(VolumeMap* m) noexcept nogil:
 
 cdef MapVolume* map_volume_add(VolumeMap* m, uint64_t volume_id) noexcept nogil:
     cdef MapVolume* v
-    cdef uint32_t i = _slot(m, volume_id)
+    cdef uint32_t i = map_volume_slot(m, volume_id)
     if m.table[i] != NULL:
         return m.table[i]
     if m.count >= MAP_VOLUMES_MAX:
@@ -81,7 +68,7 @@ cdef MapVolume* map_volume_add(VolumeMap* m, uint64_t volume_id) noexcept nogil:
     if (m.count + 1) * 2 > m.capacity:
         if _grow(m) < 0:
             return NULL
-        i = _slot(m, volume_id)
+        i = map_volume_slot(m, volume_id)
     v = <MapVolume*>calloc(1, sizeof(MapVolume))
     if v == NULL:
         return NULL
@@ -91,12 +78,8 @@ cdef MapVolume* map_volume_add(VolumeMap* m, uint64_t volume_id) noexcept nogil:
     return v
 
 
-cdef MapVolume* map_volume_find(VolumeMap* m, uint64_t volume_id) noexcept nogil:
-    return m.table[_slot(m, volume_id)]
-
-
 cdef void map_volume_remove(VolumeMap* m, uint64_t volume_id) noexcept nogil:
-    cdef uint32_t hole = _slot(m, volume_id)
+    cdef uint32_t hole = map_volume_slot(m, volume_id)
     cdef uint32_t i, home
     cdef uint32_t mask = m.capacity - 1
     if m.table[hole] == NULL:
@@ -107,7 +90,7 @@ cdef void map_volume_remove(VolumeMap* m, uint64_t volume_id) noexcept nogil:
     # Entries behind the hole that probed past it move up, so that no tombstone is needed.
     i = (hole + 1) & mask
     while m.table[i] != NULL:
-        home = _home(m, m.table[i].volume_id)
+        home = map_volume_home(m, m.table[i].volume_id)
         if ((i - home) & mask) >= ((i - hole) & mask):
             m.table[hole] = m.table[i]
             m.table[i] = NULL

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mdm.model import Device
 from pfvol.constants import REBUILD_DELAY_SECONDS_DEFAULT, REBUILD_RATE_LIMIT_MBPS_DEFAULT
@@ -145,6 +146,17 @@ class KeepSds:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TellFaults:
+    """An SDS fails on purpose (``what`` is ``failed``), does so no more (``recovered``), or its disks are made to
+    misbehave, or no longer are (``injected``); ``message`` says it to people."""
+
+    sds_id: int
+    what: str
+    message: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AddSdc:
     """Result: the new SDC's id."""
 
@@ -235,7 +247,8 @@ class SetSdsState:
 class LeaveOut:
     """``keeper`` goes on alone where it shares a chunk with ``left``: where it leads (``as_primary``), where ``left``
     leads (``as_secondary``). Who is left out becomes the learner. Of all chunks or only of ``chunks`` (volume, chunk);
-    never of ``except_chunks``. Where ``left`` is only the learner and the chunk is in ``chunks``, the epoch is raised.
+    never of ``except_chunks`` nor where two serve and (primary, ``left``) of the entry is in ``unsettled``. Where
+    ``left`` is only the learner and the chunk is in ``chunks``, the epoch is raised.
     Result: how many entries changed."""
 
     keeper: int
@@ -244,19 +257,21 @@ class LeaveOut:
     as_secondary: bool = False
     except_chunks: frozenset[tuple[int, int]] = frozenset()
     chunks: frozenset[tuple[int, int]] | None = None
+    unsettled: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Withdraw:
     """``sds_id`` cannot keep its copies of ``chunks`` (volume, chunk): where ``peer`` is the other member it goes on
     alone, where ``sds_id`` is ``peer``'s learner there is none any more. Refused when ``peer`` is not in
-    ``incarnation``: it may have restarted, and lack something, since the two of them agreed. Result: how many entries
-    changed."""
+    ``incarnation``: it may have restarted, and lack something, since the two of them agreed. ``unsettled``: as in
+    ``LeaveOut``. Result: how many entries changed."""
 
     sds_id: int
     peer: int
     incarnation: int
     chunks: frozenset[tuple[int, int]]
+    unsettled: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +286,13 @@ class JoinLearners:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SettleMoves:
+    """Of each chunk in which a member was replaced up to ``version`` of the map, one who served before knows of it."""
+
+    version: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SetLearners:
     """Who is to be brought up to date: per volume (chunk, epoch, SDS; 0: nobody). Entries of another epoch, or that
     have the SDS as a member or as the learner already, are skipped. Result: how many entries changed."""
@@ -280,13 +302,17 @@ class SetLearners:
 
 @dataclass(frozen=True, kw_only=True)
 class ForceAlone:
-    """An operator accepts the loss of what only other copies have: the SDS, which is UP and a member or the learner
-    (who is neither has given its copy back), becomes the only member of those chunks that no other member serves. Of
-    all volumes or one; of all its chunks or some. Result: how many entries changed."""
+    """An operator accepts the loss of what only other copies have: the SDS, which is UP, becomes the only member of
+    those chunks that no other member serves, if it has an older whole copy of them (it is a member, or the learner that
+    left last) or, with ``incomplete``, is a learner that was never whole. Of all volumes or one; of all its chunks or
+    some. Without ``accepted`` it is refused, with a text that says what would be lost. Result: how many entries
+    changed."""
 
     sds_id: int
     volume_id: int | None = None
     chunks: frozenset[int] | None = None
+    incomplete: bool = False
+    accepted: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,6 +338,7 @@ Command = (
     | CancelRebuild
     | TellRebuild
     | TellRepairs
+    | TellFaults
     | AddSdc
     | RemoveSdc
     | CreateVolume
@@ -326,6 +353,7 @@ Command = (
     | LeaveOut
     | Withdraw
     | JoinLearners
+    | SettleMoves
     | SetLearners
     | ForceAlone
 )

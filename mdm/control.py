@@ -7,13 +7,13 @@ session. State changes go through the orchestrator; what is only known at run ti
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import trio
 
-from mdm import commands
+from mdm import commands, faults
 from mdm.membership import Candidate, SdcRuntime, SdsRuntime, peers_of
 from mdm.model import Device, Volume, VolumeMapping
 from mdm.orchestrator import Orchestrator, volume_info
@@ -51,6 +51,8 @@ class Control:
         self._repairs = Repairs()
         self._mended = Repairs("entries_repaired", "devices_unsure")
         self._witness = Witness(orchestrator.membership)
+        self._in_vain: dict[tuple[int, int], tuple[commands.LeaveOut, Mapping[int, Any]]] = {}
+        """What was asked last and changed nothing, and the maps that it was asked of."""
         self._ids: dict[Session, int] = {}
         """Of sessions that have registered: the SDS or SDC that they are of."""
         self._methods: dict[str, dict[str, Method]] = {
@@ -107,6 +109,7 @@ class Control:
         address = _address(params.get("data_address"), "data_address")
         http = None if params.get("http_address") is None else _address(params["http_address"], "http_address")
         devices = _devices(params.get("devices"))
+        suffers = faults.parse_status(params.get("faults"))
         cluster_id = self._manager.state.cluster.cluster_id
         if params.get("cluster_id") not in (None, cluster_id):
             raise ConflictError(f"the devices of {name} belong to another cluster: use another data directory")
@@ -145,8 +148,11 @@ class Control:
         if session.closed.is_set() or self._membership.nodes.get(name) is not candidate:
             self._withdraw(sds.sds_id, runtime)
             raise ConflictError(f"{name} has connected again")
+        if sds.sds_id not in self._manager.state.sds:
+            raise NotFoundError(f"SDS {sds.name} was removed")
         candidate.sds_id = sds.sds_id
         self._ids[session] = sds.sds_id
+        await faults.note(self._orchestrator, sds.sds_id, suffers, is_newest=True)
         reply = self._admission(session, sds.sds_id, serving=bool(devices))
         if params.get("unsure"):
             # It has to compare all that it may have had with the other copies.
@@ -179,6 +185,7 @@ class Control:
             "volumes": [
                 volume.volume_id for volume in state.volumes.values() if volume.mappings and volume.uses(sds_id)
             ],
+            "learning": [volume.volume_id for volume in state.volumes.values() if volume.is_copied(sds_id)],
         }
 
     async def _sds_report(self, session: Session, params: Params) -> None:
@@ -189,11 +196,13 @@ class Control:
         failed = bool(runtime.failed_devices)
         if stats := _stats(params.get("stats"), 4):  # empty while it does not serve: it holds what it held
             self._membership.sds_stats[sds_id] = stats
+            runtime.has_copied(stats.get("resync_bytes", 0))
         runtime.failed_devices = _failed_devices(params.get("failed_devices"))
         runtime.reported_at = trio.current_time()
         if bool(runtime.failed_devices) is not failed:
             _log.warning("devices of an SDS", peer=str(session.peer), failed=runtime.failed_devices)
             self._orchestrator.wake()
+        await faults.note(self._orchestrator, sds_id, faults.parse_status(params.get("faults")))
         purged = _numbers(params.get("purged"), PURGED_MAX)
         await self._orchestrator.purged(sds_id, purged)
         for repairs in (self._repairs, self._mended):
@@ -222,15 +231,26 @@ class Control:
         as_secondary = _flag(params, "as_secondary")
         self._witness.asked(asker, peer)
         at_once = as_secondary and self._witness.is_silent(asker, peer)
-        outcome = await self._orchestrator.execute(replace(command, as_secondary=at_once))
-        left = outcome.result
+        left = await self._leave_out(replace(command, as_secondary=at_once))
         if as_secondary and not at_once and not await self._witness.answers(peer):
             self._serving(session)
-            outcome = await self._orchestrator.execute(replace(command, as_primary=False, as_secondary=True))
-            left += outcome.result
-        if left:
-            _log.warning("an SDS was left out", peer=str(session.peer), left=outcome.state.sds[peer].name, chunks=left)
+            left += await self._leave_out(replace(command, as_primary=False, as_secondary=True))
+        if left and (gone := self._manager.state.sds.get(peer)) is not None:
+            _log.warning("an SDS was left out", peer=str(session.peer), left=gone.name, chunks=left)
         return {"left": left, "dead": peer in self._membership.dead, "version": self._manager.state.map_version}
+
+    async def _leave_out(self, command: commands.LeaveOut) -> int:
+        """Who has trouble with an SDS asks again and again, all who do at once: what found nothing to do is not done
+        again while the maps are the same ones and nothing is held back."""
+        pair = command.keeper, command.left
+        asked = self._in_vain.get(pair)
+        if asked is not None and asked[0] == command and asked[1] is self._manager.state.maps:
+            return 0
+        held_back = self._orchestrator.pushes.unsettled() or self._orchestrator.pushes.inherited()
+        outcome = await self._orchestrator.execute(command)
+        if outcome.result == 0 and not held_back:
+            self._in_vain[pair] = command, outcome.state.maps
+        return int(outcome.result)
 
     async def _sds_withdraw(self, session: Session, params: Params) -> dict[str, Any]:
         """The asker's disk cannot keep these chunks; the peer has them."""
@@ -250,6 +270,7 @@ class Control:
         asker, learner = self._serving(session), _whole(params, "learner")
         self._here(learner)
         chunks = tuple(_chunks(params.get("chunks"), 3))
+        self._membership.sds[asker].has_copied(_whole(params, "resync_bytes"))
         outcome = await self._orchestrator.execute(commands.JoinLearners(primary=asker, learner=learner, chunks=chunks))
         return {"joined": outcome.result.entries, "version": self._manager.state.map_version}
 

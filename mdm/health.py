@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Set
+from datetime import datetime, timedelta
 
 from mdm.model import Health, Holders, SdsState, State, Volume, VolumeState
+
+STUCK_SECONDS = 10.0
 
 _WORST_FIRST = (Health.FAILED, Health.DEGRADED)
 
@@ -24,19 +27,36 @@ def chunk_health(holders: Holders, down: Set[int]) -> Health:
     return (Health.FAILED, Health.DEGRADED, Health.OK)[serving]
 
 
-def waits_for(volumes: Iterable[Volume], down: Set[int]) -> frozenset[int]:
-    """The SDSs that have the only whole copies of chunks that nobody serves."""
+def stuck(state: State, now: datetime) -> frozenset[int]:
+    """The SDSs that have been DOWN for so long that whoever could go on without them does."""
     return frozenset(
-        sds_id
-        for volume in volumes
-        for holders in volume.placement
-        if chunk_health(holders, down) is Health.FAILED
-        for sds_id in holders.members
+        sds.sds_id
+        for sds in state.sds.values()
+        if sds.down_since is not None and now - sds.down_since >= timedelta(seconds=STUCK_SECONDS)
     )
 
 
-def volume_state(volume: Volume, down: Set[int]) -> VolumeState:
-    health = volume_health(volume, down)
+def serving_health(holders: Holders, down: Set[int], stuck: Set[int]) -> Health:
+    """``chunk_health``, but a member that still waits for the other one does not serve: it could not have it left
+    out, because it has restarted since the two last agreed."""
+    found = chunk_health(holders, down)
+    waits = found is Health.DEGRADED and len(holders.members) > 1 and not stuck.isdisjoint(holders.members)
+    return Health.FAILED if waits else found
+
+
+def forced_out(volumes: Iterable[Volume], sds_id: int, down: Set[int]) -> frozenset[int]:
+    """The SDSs that would be out if this one were forced to serve alone what nobody else can."""
+    found: set[int] = set()
+    for volume in volumes:
+        for holders in volume.placement:
+            others = set(holders.members) - {sds_id}
+            if sds_id in holders.all and others <= down:
+                found |= others
+    return frozenset(found)
+
+
+def volume_state(volume: Volume, health: Health) -> VolumeState:
+    """``health``: the volume's."""
     if health is not Health.OK:
         return VolumeState(health.value)
     return VolumeState.IN_USE if volume.mappings else VolumeState.AVAILABLE

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from mdm.model import Sds, State
@@ -35,6 +36,25 @@ class SdsRuntime:
     """It has come with its devices."""
     reported_at: float
     failed_devices: list[tuple[int, str]] = field(default_factory=list)
+    copied_bytes: int | None = None
+    """To learners, since its process began; None: it has not said yet."""
+
+    def has_copied(self, total_bytes: int) -> None:
+        """Said in reports and with chunks that were learned, which may overtake each other."""
+        self.copied_bytes = max(total_bytes, self.copied_bytes or 0)
+
+
+@dataclass(frozen=True)
+class FaultStatus:
+    """What an SDS suffers on purpose. ``revision`` grows with each change; figures are since its process began."""
+
+    revision: int = 0
+    failed: bool = False
+    until: datetime | None = None
+    rules: tuple[str, ...] = ()
+    errors_injected: int = 0
+    delays_injected: int = 0
+    blocks_corrupted: int = 0
 
 
 @dataclass
@@ -53,6 +73,8 @@ class Membership:
         self.sds: dict[int, SdsRuntime] = {}
         self.sds_stats: dict[int, dict[str, Any]] = {}
         """``Target.stats`` as each SDS last reported it. One that is gone still holds what it held: it is used."""
+        self.faults: dict[int, FaultStatus] = {}
+        """As each SDS last told; kept while it is gone."""
         self.sdc: dict[int, SdcRuntime] = {}
         self.nodes: dict[str, Candidate] = {}
         self.dead: set[int] = set()
@@ -61,6 +83,9 @@ class Membership:
         """How far each pool's rebuild is, as the rebuilder last found."""
         self.seen: set[int] = set()
         """SDSs that have registered since the MDM started: when one of these is not here, it has gone."""
+
+    def faults_of(self, sds_id: int) -> FaultStatus:
+        return self.faults.get(sds_id, FaultStatus())
 
     def node_for(self, state: State, name: str, ip: str | None) -> str:
         """The node that a new SDS shall run on: the one of its name, else a free one at ``ip`` (``host`` or

@@ -18,6 +18,7 @@ from pfvol.constants import CHUNK_SIZE_BYTES
 
 SDS_ID_MAX = 0xFFFF  # map entries hold SDS numbers in 16 bits
 NUMBER_MAX = 0xFFFFFFFF  # external ids hold numbers in 32 bits
+MOVED, SETTLED = "moved", "settled"  # counters: the last map version with a move, the last one whose moves are settled
 
 
 class Provisioning(StrEnum):
@@ -220,6 +221,10 @@ class Volume:
         """Whether a copy of a chunk is, or is being made, on this SDS."""
         return any(sds_id in holders for holders in self.placement)
 
+    def is_copied(self, sds_id: int) -> bool:
+        """Whether a chunk is to be copied from or to this SDS."""
+        return any(holders.learner and sds_id in holders for holders in self.placement)
+
     def mapping(self, sdc_id: int) -> VolumeMapping | None:
         return next((mapping for mapping in self.mappings if mapping.sdc_id == sdc_id), None)
 
@@ -254,7 +259,8 @@ class State:
     """Everything the MDM must not forget.
 
     ``names`` finds an id by (table, scope, name): the scope is the pd for pools, else 0. ``counters`` holds the last
-    number given out per table (and for mappings, events and versions of the map). ``sequence`` counts commands.
+    number given out per table (and for mappings, events and versions of the map), and ``MOVED`` and ``SETTLED``.
+    ``sequence`` counts commands.
     """
 
     cluster: Cluster
@@ -274,6 +280,13 @@ class State:
     def map_version(self) -> int:
         """Raised by each command that changes entries of chunks that were there before. At first 1."""
         return self.counters.get("map", 0) + 1
+
+    @property
+    def moved_version(self) -> int:
+        """The last map version in which a learner came in the place of a member, if that may still be unknown to both
+        who served before (``mdm.pushes``: unsettled); else 0."""
+        moved = self.counters.get(MOVED, 0)
+        return moved if moved > self.counters.get(SETTLED, 0) else 0
 
     def pools_of(self, pd_id: int) -> list[Pool]:
         return [pool for pool in self.pools.values() if pool.pd_id == pd_id]

@@ -24,19 +24,21 @@ import trio
 
 from mdm import commands
 from mdm.commands import Command
+from mdm.health import down, forced_out
 from mdm.manager import Manager, Outcome
 from mdm.membership import Membership, peers_of
 from mdm.model import Holders, Joined, SdsState, State, Volume
 from mdm.pushes import Pushes
 from mdm.segments import entry_of
 from mdm.verify import Answer, VerifyReport, check_copies, check_placement, is_answer
+from pfvol.config import format_address
 from pfvol.constants import (
     CHUNK_SIZE_BYTES,
     HEARTBEAT_SECONDS,
     RPC_TIMEOUT_SECONDS,
     SDS_DOWN_AFTER_SECONDS,
 )
-from pfvol.errors import Error, NotFoundError
+from pfvol.errors import ConflictError, Error, NotFoundError
 from pfvol.log import get_logger
 from pfvol.rpc.messages import Params
 from pfvol.rpc.session import Session
@@ -46,6 +48,7 @@ PURGES_ASKED_MAX = 256
 NOTIFY_SECONDS_MAX = 2.0
 VERIFY_CHUNKS_PER_CALL = 32
 VERIFY_CALLS_IN_FLIGHT_MAX = 4
+VERIFY_CALLS_MAX = 16  # of all that are verified at once: calls of a session that maps and pings have to pass
 VERIFY_TRIES = 5
 VERIFY_AGAIN_SECONDS = 0.2
 VERIFY_TIMEOUT_SECONDS = 60.0
@@ -68,13 +71,14 @@ class Orchestrator:
         self._wake = trio.Event()
         self._purge_asked: dict[tuple[int, int], float] = {}
         self._reserving = trio.Lock()
+        self._verifying = trio.Semaphore(VERIFY_CALLS_MAX)
         self._telling: weakref.WeakValueDictionary[int, trio.Lock] = weakref.WeakValueDictionary()
         """Per volume, for as long as somebody holds it or waits for it."""
         self._follow: Mapping[type, Followers] = {
             commands.AddSds: self._after_add_sds,
             commands.RemoveSds: self._after_remove_sds,
             commands.RemoveSdc: self._after_remove_sdc,
-            commands.RegisterSds: self._after_sds_change,
+            commands.RegisterSds: self._after_register,
             commands.SetSdsState: self._after_sds_change,
             commands.CreateVolume: self._after_create,
             commands.ExtendVolume: self._after_extend,
@@ -94,6 +98,8 @@ class Orchestrator:
     async def execute(self, command: Command) -> Outcome:
         """Carries out a command; when it answers, it is durable and in force. Raises what it is refused with."""
         follow = self._follow.get(type(command))
+        if isinstance(command, commands.ForceAlone) and command.accepted:
+            await self._refuse_while_alive(command)
         with trio.CancelScope(shield=True):
             with self.pushes.joining(command) if isinstance(command, commands.JoinLearners) else nullcontext():
                 outcome = await self.manager.execute(self._completed(command))
@@ -118,10 +124,31 @@ class Orchestrator:
             case commands.RemoveSds():
                 return replace(command, thin_slots=membership.thin_slots(state))
             case commands.LeaveOut(except_chunks=except_chunks):
-                return replace(command, except_chunks=except_chunks | self.pushes.unsettled())
+                excepted = except_chunks | self.pushes.unsettled()
+                return replace(command, except_chunks=excepted, unsettled=self.pushes.inherited())
             case commands.Withdraw(chunks=chunks):
-                return replace(command, chunks=chunks - self.pushes.unsettled())
+                settled = chunks - self.pushes.unsettled()
+                return replace(command, chunks=settled, unsettled=self.pushes.inherited())
         return command
+
+    async def _refuse_while_alive(self, command: commands.ForceAlone) -> None:
+        """Who is DOWN for us may be cut off from us alone, and serve clients: the SDS that is to take its place looks
+        whether it still listens."""
+        state, runtime = self.manager.state, self.membership.sds.get(command.sds_id)
+        if runtime is None or command.sds_id not in state.sds:
+            return  # The command itself says why not.
+        wanted = [
+            volume for key, volume in state.volumes.items() if command.volume_id is None or key == command.volume_id
+        ]
+        for sds_id in sorted(forced_out(wanted, command.sds_id, down(state))):
+            params: Params = {"peer": sds_id}
+            if await runtime.session.call("listens", params, timeout=RPC_TIMEOUT_SECONDS):
+                peer = state.sds[sds_id]
+                raise ConflictError(
+                    f"SDS {peer.name} is DOWN, but something still takes connections at "
+                    f"{format_address(peer.data_address) if peer.data_address else 'its address'}: clients may go on "
+                    "with it. Stop its process (or have it reach the MDM again), then promote"
+                )
 
     def _thin_use(self, pool_id: int) -> dict[str, Any]:
         state, membership = self.manager.state, self.membership
@@ -140,6 +167,7 @@ class Orchestrator:
             return  # It is emptied first.
         runtime = self.membership.sds.pop(command.sds_id, None)
         self.membership.sds_stats.pop(command.sds_id, None)
+        self.membership.faults.pop(command.sds_id, None)
         if runtime is not None:
             await self._tell([runtime.session], "stop", {})
         await self._tell_peers(outcome.state)
@@ -148,6 +176,10 @@ class Orchestrator:
         runtime = self.membership.sdc.pop(command.sdc_id, None)
         if runtime is not None:
             runtime.session.close("the SDC was removed")
+
+    async def _after_register(self, _: Any, outcome: Outcome) -> None:
+        self.pushes.publish()  # One that comes back with nothing learns anew.
+        await self._after_sds_change(_, outcome)
 
     async def _after_sds_change(self, _: Any, outcome: Outcome) -> None:
         self.wake()
@@ -331,8 +363,12 @@ class Orchestrator:
 
     # -- verify
 
-    async def verify_volume(self, volume_id: int) -> VerifyReport:
-        """Compares both copies of every chunk, and each copy's bytes with its tags. IO may go on meanwhile.
+    async def verify_volume(
+        self, volume_id: int, first_chunk: int = 0, count: int | None = None, *, repair: bool = False
+    ) -> VerifyReport:
+        """Compares both copies of every chunk (or some), and each copy's bytes with its tags. IO may go on meanwhile.
+
+        With ``repair`` bad blocks are then rewritten from the other copy: the report is of before.
 
         Raises NotFoundError when the volume does not exist, or is deleted while this goes on.
         """
@@ -341,23 +377,32 @@ class Orchestrator:
             raise NotFoundError(f"no volume number {volume_id}")
         report = VerifyReport()
         step = VERIFY_CHUNKS_PER_CALL * VERIFY_CALLS_IN_FLIGHT_MAX
-        for first in range(0, volume.chunks, step):
-            windows = range(first, min(first + step, volume.chunks), VERIFY_CHUNKS_PER_CALL)
+        end = volume.chunks if count is None else min(first_chunk + count, volume.chunks)
+        for first in range(first_chunk, end, step):
+            windows = range(first, min(first + step, end), VERIFY_CHUNKS_PER_CALL)
             answers: dict[int, dict[int, list[Answer] | None]] = {}
             async with trio.open_nursery() as nursery:
                 for window in windows:
-                    count = min(VERIFY_CHUNKS_PER_CALL, volume.chunks - window)
+                    width = min(VERIFY_CHUNKS_PER_CALL, end - window)
                     # Not in the task: a NotFoundError has to come out of here as itself and not in a group.
-                    chunks = range(window, window + count)
+                    chunks = range(window, window + width)
                     holders = {sds for chunk in chunks for sds in self._holders(volume_id, chunk).members}
                     answers[window] = {}
                     for sds_id in holders:
-                        nursery.start_soon(self._verify_window, sds_id, volume_id, window, count, answers[window])
+                        nursery.start_soon(self._verify_window, sds_id, volume_id, window, width, answers[window])
             for window in windows:
-                for chunk in range(window, min(window + VERIFY_CHUNKS_PER_CALL, volume.chunks)):
+                for chunk in range(window, min(window + VERIFY_CHUNKS_PER_CALL, end)):
                     of_chunk = {sds_id: rows and rows[chunk - window] for sds_id, rows in answers[window].items()}
+                    before = report.count
                     await self._verify_chunk(report, volume_id, chunk, of_chunk)
+                    if repair and report.count > before:
+                        await self._ask_repair(volume_id, chunk)
         return report
+
+    async def _ask_repair(self, volume_id: int, chunk: int) -> None:
+        runtime = self.membership.sds.get(self._holders(volume_id, chunk).primary)
+        if runtime is not None:
+            await self._tell([runtime.session], "repair", {"volume_id": volume_id, "chunks": [chunk]})
 
     async def _verify_window(
         self, sds_id: int, volume_id: int, first: int, count: int, answers: dict[int, list[Answer] | None]
@@ -368,20 +413,24 @@ class Orchestrator:
     async def _verify_chunk(
         self, report: VerifyReport, volume_id: int, chunk: int, answers: Mapping[int, Answer | None]
     ) -> None:
-        """Adds one chunk to the report. Copies that IO goes to may differ for a moment: a difference has to last."""
+        """Adds one chunk to the report. Copies that IO goes to may differ for a moment, and a copy that has moved is no
+        copy: a difference has to last, between those that are the copies by then."""
         holders = self._holders(volume_id, chunk)
         check_placement(report, self.manager.state, chunk, holders.primary, holders.secondary)
         both: dict[int, Answer | None] = {sds_id: answers.get(sds_id) for sds_id in holders.members}
+        asked = both.keys() <= answers.keys()  # else it has moved since
         for attempt in range(1, VERIFY_TRIES + 1):
             trial = VerifyReport()
             check_copies(trial, chunk, both)
             # That there is one copy only does not pass while this waits.
-            if trial.count == (len(both) < 2) or None in both.values() or attempt == VERIFY_TRIES:
+            if trial.count == (len(both) < 2) or (asked and None in both.values()) or attempt == VERIFY_TRIES:
                 break
             await trio.sleep(VERIFY_AGAIN_SECONDS * attempt)
+            both = dict.fromkeys(self._holders(volume_id, chunk).members)
             for sds_id in both:
                 rows = await self._ask_verify(sds_id, volume_id, chunk, 1)
                 both[sds_id] = rows and rows[0]
+            asked = True
         check_copies(report, chunk, both)
 
     def _holders(self, volume_id: int, chunk: int) -> Holders:
@@ -396,7 +445,8 @@ class Orchestrator:
             return None
         params = {"volume_id": volume_id, "first_chunk": first, "count": count}
         try:
-            rows: Any = await runtime.session.call("verify", params, timeout=VERIFY_TIMEOUT_SECONDS)
+            async with self._verifying:
+                rows: Any = await runtime.session.call("verify", params, timeout=VERIFY_TIMEOUT_SECONDS)
         except Error as error:
             _log.warning("an SDS cannot verify", peer=str(runtime.session.peer), reason=error.message)
             return None

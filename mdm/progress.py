@@ -88,7 +88,7 @@ class Progress:
             self._moved_at = now
             self._samples.clear()
             self.status = Status()
-        if left < self._left or copied_bytes:
+        if left < self._left or copied_bytes or paused:
             self._moved_at = now
         self._done += max(0, self._left - left)
         self._left = left
@@ -110,7 +110,8 @@ class Progress:
             return RebuildState.FAILED, f"{work.lost} chunks have no copy that serves: start their SDSs"
         if work.waiting:
             waits = f"{work.waiting} chunks wait for an SDS that is DOWN"
-            return (RebuildState.IN_PROGRESS if before in UNDER_WAY else RebuildState.IDLE), waits
+            begun = before in UNDER_WAY and (self._done or self._bytes)
+            return (RebuildState.IN_PROGRESS if begun else RebuildState.IDLE), waits
         if before in (*UNDER_WAY, RebuildState.COMPLETED):
             return RebuildState.COMPLETED, None
         return RebuildState.IDLE, None
@@ -130,11 +131,12 @@ class Progress:
             return Status(state, 100.0, self._bytes, self._bytes, eta_seconds=0.0, degraded_chunks=work.degraded)
         per_chunk = self._bytes / self._done if self._done and self._bytes else CHUNK_SIZE_BYTES
         left_bytes = min(per_chunk * self._left, CHUNK_SIZE_BYTES * work.left)
-        percent = 100.0 * self._done / (self._done + self._left) if self._left else 0.0
+        percent = min(99.9, 100.0 * self._done / (self._done + self._left)) if self._left else 0.0
         eta = None
         if state is RebuildState.IN_PROGRESS and self._left:
             chunk_rate = (last.done - first.done) / seconds if seconds else 0.0
-            eta = self._left / chunk_rate if chunk_rate else left_bytes / (limit_mbps * MB)
+            by_bytes = rate or not chunk_rate  # else nothing of them is copied: they are the same, or never written
+            eta = left_bytes / (rate or limit_mbps * MB) if by_bytes else self._left / chunk_rate
         return Status(
             state,
             round(max(self.status.percent, percent), 1),

@@ -7,7 +7,8 @@ its maps anew when it registers again.
 
 ``Pushes`` also knows which chunks are *unsettled*: a learner has come in the place of a member, and neither that one
 nor the member that stays has confirmed it. Both may still serve each other by the old map, so nobody may be left out
-of such a chunk yet.
+of such a chunk yet. That there are such chunks is durable (``State.moved_version``), which ones is not: an MDM that is
+started while there are some takes every chunk for one whose primary and ``left`` it has not heard of yet.
 
 Owns the pushers' tasks, in the nursery given to ``start``. Atomic because no await stands between: taking the state to
 tell, and comparing it; a registration's answer, and what the pusher begins with.
@@ -20,10 +21,10 @@ from contextlib import contextmanager
 
 import trio
 
-from mdm.commands import JoinLearners
+from mdm.commands import JoinLearners, SettleMoves
 from mdm.manager import Manager
 from mdm.model import Joined, State
-from mdm.segments import differences
+from mdm.segments import count_roles, differences
 from pfvol.constants import RPC_TIMEOUT_SECONDS, SEGMENT_CHUNKS, SEGMENT_ENTRY_BYTES
 from pfvol.errors import Error
 from pfvol.log import get_logger
@@ -102,15 +103,17 @@ class Pushes:
         self._joining: list[frozenset[tuple[int, int]]] = []
         self._unsettled: dict[tuple[int, int], tuple[int, frozenset[int]]] = {}
         """Per chunk the map version that moved it, and the SDSs of which one has to confirm it."""
+        self._inherited = _may_be_unsettled(manager.state)
 
     def start(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
+        self._keep_settled()
         for pusher in (*self._sds.values(), *self._sdc.values()):
             self._run(pusher)
 
     def sds_registered(self, session: Session, sds_id: int, state: State) -> None:
         """To be called right before the answer that has ``state``'s map version is returned."""
-        awaited = any(sds_id in who for _, who in self._unsettled.values())
+        awaited = any(sds_id in who for who in (*self._inherited, *(who for _, who in self._unsettled.values())))
         self._registered(self._sds, session, sds_id, state, _tell_sds, again=awaited)
 
     def sdc_registered(self, session: Session, sdc_id: int, state: State) -> None:
@@ -145,6 +148,7 @@ class Pushes:
             yield
         finally:
             self._joining.remove(chunks)
+            self._keep_settled()
 
     def joined(self, joined: Joined, version: int) -> None:
         for volume_id, chunk, stays, goes in joined.moved:
@@ -153,10 +157,28 @@ class Pushes:
     def unsettled(self) -> frozenset[tuple[int, int]]:
         return frozenset(self._unsettled).union(*self._joining)
 
+    def inherited(self) -> frozenset[tuple[int, int]]:
+        """(primary, left) of pairs that may be unsettled since before this MDM was started."""
+        return frozenset(self._inherited)
+
     def _confirmed(self, sds_id: int, version: int) -> None:
         settled = [key for key, (since, who) in self._unsettled.items() if since <= version and sds_id in who]
         for key in settled:
             del self._unsettled[key]
+        self._inherited = {pair for pair in self._inherited if sds_id not in pair}
+        self._keep_settled()
+
+    def _keep_settled(self) -> None:
+        """Has it written down when nothing is unsettled any more."""
+        version = self._manager.state.moved_version
+        if version and self._nursery is not None and not (self._unsettled or self._joining or self._inherited):
+            self._nursery.start_soon(self._settle, version)
+
+    async def _settle(self, version: int) -> None:
+        try:
+            await self._manager.execute(SettleMoves(version=version))
+        except Error as error:  # The next start takes care.
+            _log.warning("it cannot be kept that moves are settled", reason=error.message)
 
     # -- parts
 
@@ -184,6 +206,15 @@ class Pushes:
     def _wake_all(self) -> None:
         for pusher in (*self._sds.values(), *self._sdc.values()):
             pusher.wake()
+
+
+def _may_be_unsettled(state: State) -> set[tuple[int, int]]:
+    """The (primary, left) of all pairs, if a move may be unsettled: the one that stays leads, the other one is
+    ``left``."""
+    if not state.moved_version:
+        return set()
+    roles = (roles for segments in state.maps.values() for roles in count_roles(segments))
+    return {(one.primary, one.left) for one in roles if one.secondary and one.left}
 
 
 async def _tell_sds(session: Session, sds_id: int, told: State, state: State) -> None:

@@ -19,6 +19,7 @@ only the SDSs know which were: of each volume the part that they report counts.
 from __future__ import annotations
 
 import struct
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,14 +28,15 @@ from math import ceil
 
 from mdm.matching import deal, match
 from mdm.model import Holders, SdsState, State, Volume
-from pfvol.constants import SEGMENT_CHUNKS, SEGMENT_ENTRY_FORMAT
+from mdm.segments import ENTRY
+from pfvol.constants import SEGMENT_CHUNKS
 
 BATCH_SLOTS = 256  # learners of an SDS that are expected to take a slot, assigned and not yet joined
 BATCH_CHUNKS = 8192  # and of all, never written ones too
 UNEVEN_PERCENT = 10  # copies are moved when an SDS has so much less than its share, and then until all are even
 UNEVEN_CHUNKS = 2
 
-ENTRY = struct.Struct(SEGMENT_ENTRY_FORMAT)
+MEMBERS = struct.Struct("<HH")  # the second of an entry's three words
 
 Choices = dict[int, list[tuple[int, int, int]]]
 """volume_id: [(chunk, epoch, learner), ...]"""
@@ -536,7 +538,9 @@ def _pick(wishes: Iterable[_Wish], budgets: _Budgets, maps: Mapping[int, Sequenc
             group[wish.entry] = _Dealer(wish, budgets)
     for (_, volume_id), dealers in sorted(groups.items()):
         chosen = choices.setdefault(volume_id, [])
-        for chunk, epoch, entry in _entries(maps[volume_id]):
+        if all(dealer.done for dealer in dealers.values()):
+            continue
+        for chunk, epoch, entry in _entries(maps[volume_id], dealers):
             dealer = dealers.get(entry)
             if dealer is None:
                 continue
@@ -548,8 +552,15 @@ def _pick(wishes: Iterable[_Wish], budgets: _Budgets, maps: Mapping[int, Sequenc
     return {volume_id: chosen for volume_id, chosen in choices.items() if chosen}
 
 
-def _entries(segments: Sequence[bytes]) -> Iterator[tuple[int, int, tuple[int, int, int]]]:
+def _entries(
+    segments: Sequence[bytes], wanted: Iterable[tuple[int, int, int]]
+) -> Iterator[tuple[int, int, tuple[int, int, int]]]:
+    """Of the segments that may have any of ``wanted``: the last few chunks of a large volume lie far apart."""
+    members = {MEMBERS.pack(*holders[:2]) for holders in wanted}
     for index, segment in enumerate(segments):
+        column = array("I", segment)[1::3].tobytes()
+        if not any(pair in column for pair in members):
+            continue
         chunk = index * SEGMENT_CHUNKS
         for epoch, primary, secondary, learner, _left in ENTRY.iter_unpack(segment):
             yield chunk, epoch, (primary, secondary, learner)

@@ -34,7 +34,7 @@ from pfvol.rpc.session import Session
 
 STEP_SECONDS = 1.0
 STEP_SECONDS_MIN = 0.25
-RATE_CHANGE_PERCENT = 10  # smaller changes of an SDS's share are not told
+RATE_CHANGE_PERCENT = 2  # smaller changes of an SDS's share are not told
 
 _log = get_logger(__name__)
 
@@ -62,7 +62,9 @@ class Rebuilder:
         self._evening: dict[int, bool] = {}
         self._progress: dict[int, Progress] = {}
         self._copied: dict[int, int] = {}
-        """``resync_bytes`` of each SDS as last seen."""
+        """What each SDS has copied, as last seen."""
+        self._before_us = {sds.sds_id: sds.incarnation for sds in self._manager.state.sds.values()}
+        """Incarnations that the last MDM knew: what those had copied when we first hear of them is not new."""
         self._told: dict[int, _Told] = {}
         self._telling: set[int] = set()
 
@@ -166,8 +168,13 @@ class Rebuilder:
         leads."""
         copied: Counter[int] = Counter()
         leads = leads_of(state)
-        for sds_id, stats in self._membership.sds_stats.items():
-            now, before = stats.get("resync_bytes", 0), self._copied.get(sds_id, 0)
+        for sds_id, runtime in self._membership.sds.items():
+            now = runtime.copied_bytes
+            if now is None:
+                continue
+            sds = state.sds.get(sds_id)
+            is_old = sds is not None and sds.incarnation == self._before_us.get(sds_id)
+            before = self._copied.get(sds_id, now if is_old else 0)
             more = now - before if now >= before else now  # less: it was started anew
             self._copied[sds_id] = now
             shares = {pool_id: count for (leader, pool_id), count in leads.items() if leader == sds_id}

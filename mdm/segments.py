@@ -5,7 +5,7 @@ member that was last taken out of the set (0: none): whoever serves now waits un
 
 A map has few different entries besides their epochs, however many chunks there are. So ``Rewriter`` asks once per
 different entry what is to become of it; per chunk there are only list operations (1 TiB, 262,144 chunks: 0.1 s). Each
-entry that changes gets the next epoch.
+entry that changes gets the next epoch, or that of the next era (``EPOCH_ERA``).
 """
 
 from __future__ import annotations
@@ -88,10 +88,12 @@ def count_holders(segments: Iterable[bytes]) -> dict[Holders, int]:
 
 
 class Rewriter:
-    """Rewrites whole maps by one rule: ``change`` says what becomes of an entry, None: it stays as it is."""
+    """Rewrites whole maps by one rule: ``change`` says what becomes of an entry, None: it stays as it is. The epochs of
+    those that change rise by ``step``."""
 
-    def __init__(self, change: Callable[[Roles], Roles | None]) -> None:
+    def __init__(self, change: Callable[[Roles], Roles | None], *, step: int = 1) -> None:
         self._change = change
+        self._step = step
         self._rows: dict[_Body, _Row] = {}
         self._done: dict[bytes, tuple[bytes, Rewritten] | None] = {}
 
@@ -143,10 +145,12 @@ class Rewriter:
         for body in bodies:
             if body not in self._rows:
                 new = self._change(_roles(body))
-                self._rows[body] = (*body, 0) if new is None else (*_body(new), 1)
+                self._rows[body] = (*body, 0) if new is None else (*_body(new), self._step)
 
 
-def edit(segments: Sequence[bytes], chunks: Iterable[int], change: Callable[[int, Entry], Roles | None]) -> Rewritten:
+def edit(
+    segments: Sequence[bytes], chunks: Iterable[int], change: Callable[[int, Entry], Roles | None], *, step: int = 1
+) -> Rewritten:
     """Rewrites single chunks, each only once; those that the map does not have are passed over."""
     done = Rewritten()
     drafts: dict[int, bytearray] = {}
@@ -159,7 +163,7 @@ def edit(segments: Sequence[bytes], chunks: Iterable[int], change: Callable[[int
         if new is not None:
             if index not in drafts:
                 drafts[index] = bytearray(segments[index])
-            ENTRY.pack_into(drafts[index], offset, entry.epoch + 1, *new)
+            ENTRY.pack_into(drafts[index], offset, entry.epoch + step, *new)
             done.add(entry.roles, new)
     done.segments.update((index, bytes(entries)) for index, entries in drafts.items())
     return done

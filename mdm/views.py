@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,10 @@ class View:
         return health.down(self.state)
 
     @cached_property
+    def stuck(self) -> frozenset[int]:
+        return health.stuck(self.state, datetime.now(UTC))
+
+    @cached_property
     def used_bytes(self) -> Mapping[int, int]:
         """Net bytes written per volume, as the SDSs last reported: each block counts where its primary copy is."""
         used: dict[int, int] = {}
@@ -93,7 +98,7 @@ class View:
         total = degraded = failed = 0
         for volume in volumes:
             for holders, count in volume.placement.items():
-                of_chunks = health.chunk_health(holders, self.down)
+                of_chunks = health.serving_health(holders, self.down, self.stuck)
                 total += count
                 degraded += count if of_chunks is Health.DEGRADED else 0
                 failed += count if of_chunks is Health.FAILED else 0
@@ -193,10 +198,27 @@ class View:
     def _reasons(self, volumes: Collection[Volume]) -> Iterator[str]:
         chunks = self.chunks_of(volumes)
         if chunks.failed:
-            names = sorted(self.state.sds[sds_id].name for sds_id in health.waits_for(volumes, self.down))
-            yield f"{chunks.failed} chunks have no copy that serves: waiting for SDS {', '.join(names)}"
+            yield f"{chunks.failed} chunks have no copy that serves: {self._way_out(volumes)}"
         if chunks.degraded:
             yield f"{chunks.degraded} chunks have one copy that serves"
+
+    def _way_out(self, volumes: Iterable[Volume]) -> str:
+        """For chunks that nobody serves."""
+        failed = {
+            holders
+            for volume in volumes
+            for holders in volume.placement
+            if health.serving_health(holders, self.down, self.stuck) is Health.FAILED
+        }
+        wanted = {sds_id for holders in failed for sds_id in holders.members if sds_id in self.down}
+        others = {sds_id for holders in failed for sds_id in holders.all if sds_id not in self.down}
+        said = f"waiting for SDS {', '.join(self._sds_names(wanted))}"
+        if others:
+            said += f" (if it is gone for good: pfvol sds promote {' or '.join(self._sds_names(others))}, data is lost)"
+        return said
+
+    def _sds_names(self, numbers: Iterable[int]) -> list[str]:
+        return sorted(self.state.sds[sds_id].name for sds_id in numbers)
 
     def sds(self, sds: Sds) -> Object:
         runtime = self.membership.sds.get(sds.sds_id)
@@ -211,6 +233,7 @@ class View:
                 "fault_set_name": None if fault_set is None else fault_set.name,
                 "state": sds.state,
                 "serving": runtime is not None and runtime.serving,
+                "connected": runtime is not None,
                 "removing": sds.removing,
                 "node": sds.node,
                 "ip": sds.ip,
@@ -220,6 +243,7 @@ class View:
                 "used_capacity_bytes": stats.get("slots_used", 0) * CHUNK_SIZE_BYTES,
                 "device_count": len(sds.devices),
                 "failed_devices": [{"index": index, "message": message} for index, message in failed],
+                "faults": self._faults(sds),
                 "chunk_count": sds.copies,
                 "primary_chunk_count": sds.primaries,
                 "incarnation": sds.incarnation,
@@ -261,7 +285,7 @@ class View:
                 "provisioning": volume.provisioning,
                 "size_bytes": volume.size_bytes,
                 "used_capacity_bytes": self.used_by(volume),
-                "state": health.volume_state(volume, self.down),
+                "state": health.volume_state(volume, chunks.health),
                 "health": chunks.health,
                 "reasons": list(self._reasons([volume])),
                 "chunk_count": chunks.total,
@@ -331,7 +355,7 @@ class View:
         limping = [sds for sds in state.sds.values() if sds.state is SdsState.DEGRADED]
         healths = [Health(pool["health"]) for pool in pools] + [Health.DEGRADED for _ in (*down, *limping)]
         reasons = [reason for pool in state.pools.values() for reason in self.pool_reasons(pool)]
-        reasons += [f"SDS {sds.name} is {sds.state}" for sds in (*down, *limping)]
+        reasons += [f"SDS {sds.name} is {sds.state}{self._on_purpose(sds)}" for sds in (*down, *limping)]
         return with_gb(
             {
                 "cluster_id": state.cluster.cluster_id.hex(),
@@ -357,6 +381,23 @@ class View:
     def _pd_of(self, pd_id: int) -> Object:
         return {"pd_id": self.id_of(Kind.PD, pd_id), "pd_name": self.state.pds[pd_id].name}
 
+    def _on_purpose(self, sds: Sds) -> str:
+        faults = self.membership.faults_of(sds.sds_id)
+        if faults.failed:
+            return f", on purpose: `pfvol sds recover {sds.name}` ends that"
+        return f", with faults on purpose: {', '.join(faults.rules)}" if faults.rules else ""
+
+    def _faults(self, sds: Sds) -> Object:
+        faults = self.membership.faults_of(sds.sds_id)
+        return {
+            "failed": faults.failed,
+            "until": faults.until,
+            "rules": list(faults.rules),
+            "errors_injected": faults.errors_injected,
+            "delays_injected": faults.delays_injected,
+            "blocks_corrupted": faults.blocks_corrupted,
+        }
+
     def _sds_summary(self, sds: Sds) -> Object:
         return self._named(Kind.SDS, sds.sds_id, sds.name) | {"state": sds.state}
 
@@ -367,6 +408,8 @@ class View:
         found = self.membership.rebuilds.get(pool.pool_id, Status())
         if pool.rebuild_cancelled:  # The rebuilder may not have seen it yet.
             found = replace(found, state=RebuildState.CANCELLED, rate_mbps=0.0, eta_seconds=None)
+        elif found.state is RebuildState.CANCELLED:
+            found = replace(found, state=RebuildState.IN_PROGRESS, reason=None)
         return found
 
     def _pool_condition(self, pool: Pool) -> Object:

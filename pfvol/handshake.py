@@ -45,6 +45,9 @@ SOCKET_BUFFER_BYTES: Final = 2 * 1024 * 1024
 KEEPALIVE_IDLE_SECONDS: Final = 5
 KEEPALIVE_INTERVAL_SECONDS: Final = 2
 KEEPALIVE_PROBES: Final = 3
+# Of what was sent, then the connection is lost. The kernel would send it again at twice the interval each time: after a
+# cut of 30 s, or to a host that has lost its power and is back, nothing would go through for another 30 s.
+UNACKNOWLEDGED_SECONDS: Final = 3
 _SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python does not name them
 _SO_RCVBUFFORCE: Final = 33
 
@@ -201,6 +204,7 @@ async def connect(
     hello = Hello(Peer(role, node_id, incarnation), cluster_id, sds_id, os.urandom(NONCE_BYTES))
     with _closed_on_failure(stream), _one_deadline(where):
         info = await _client_side(stream, secret, hello)
+    stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_SECONDS * 1000)
     return _detach(stream), info
 
 

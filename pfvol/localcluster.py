@@ -560,6 +560,8 @@ def _await_sds(document: Document, nodes: Sequence[Document]) -> None:
                 # An MDM that has just started takes for UP what was so before.
                 if sds["name"] in waiting and sds["state"] == "UP" and sds["serving"]:
                     del waiting[sds["name"]]
+                elif sds["name"] in waiting and sds["faults"]["failed"] and sds["connected"]:
+                    del waiting[sds["name"]]  # as it was told to: `pfvol sds recover` ends that
                 elif sds["name"] in waiting and sds["failed_devices"]:
                     # It would wait for ever: without what the device held it must not serve.
                     raise DeviceError(f"{sds['name']} does not serve: {sds['failed_devices'][0]['message']}")

@@ -13,6 +13,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from pfvol.constants import VOLUME_SIZE_BYTES_MAX
 from pfvol.errors import InvalidError
+from pfvol.faults import FAIL_SECONDS_MAX, PLACES_MAX
 from pfvol.units import parse_size
 
 GB = 1_000_000_000
@@ -104,6 +105,37 @@ class AddSds(Capacity):
     node: Name | None = None
     ip: Name | None = None
     devices: list[Annotated[str, Field(max_length=4096)]] = Field(default_factory=list, max_length=256)
+
+
+class FailSds(Body):
+    duration: float | None = Field(
+        None, gt=0, le=FAIL_SECONDS_MAX, allow_inf_nan=False, description="Seconds until it recovers by itself."
+    )
+
+
+FaultText = Annotated[str, Field(max_length=128)]
+
+
+class InjectFaults(Body):
+    """First ``clear``, then the others."""
+
+    errors: list[FaultText] = Field(default_factory=list, max_length=16, examples=[["pread=EIO@1%"]])
+    delays: list[FaultText] = Field(default_factory=list, max_length=16, examples=[["pwrite=20ms"]])
+    full: bool = Field(False, description="No room is left on its disks.")
+    corrupt: list[FaultText] = Field(default_factory=list, max_length=PLACES_MAX, examples=[["vol1/12:345"]])
+    clear: bool = Field(False, description="End all faults of its disks.")
+
+
+class VerifyVolume(Body):
+    first: int = Field(0, ge=0, le=2**32 - 1, description="The first chunk.")
+    count: int | None = Field(None, ge=1, le=2**32 - 1, description="How many chunks; none given: all.")
+    repair: bool = Field(False, description="Have bad blocks rewritten from the other copy; the report is of before.")
+
+
+class PromoteSds(Body):
+    accept_data_loss: bool = False
+    incomplete: bool = False
+    volume_id: Reference | None = Field(None, validation_alias=AliasChoices("volume_id", "volume"))
 
 
 class AddSdc(Body):
@@ -277,6 +309,17 @@ class FailedDevice(Answer):
     message: str
 
 
+class Faults(Answer):
+    """What an SDS is made to suffer on purpose; counters since its process began."""
+
+    failed: bool
+    until: datetime | None
+    rules: list[str]
+    errors_injected: int
+    delays_injected: int
+    blocks_corrupted: int
+
+
 class Sds(Named):
     pd_id: str
     pd_name: str
@@ -284,6 +327,7 @@ class Sds(Named):
     fault_set_name: str | None
     state: Literal["UP", "DOWN", "DEGRADED"]
     serving: bool  # has registered since this MDM started, with all its devices, and is connected
+    connected: bool  # to the MDM, whether it serves or not
     removing: bool
     node: str
     ip: str | None
@@ -295,10 +339,17 @@ class Sds(Named):
     used_capacity_gb: float
     device_count: int
     failed_devices: list[FailedDevice]
+    faults: Faults
     chunk_count: int
     primary_chunk_count: int
     incarnation: int
     created_at: datetime
+
+
+class Promoted(Named):
+    """How many chunks the SDS serves alone now because it was told to."""
+
+    chunks: int
 
 
 class Mapping(Answer):

@@ -14,7 +14,7 @@ from mdm import commands
 from mdm.commands import Command
 from mdm.events import Event
 from mdm.model import State
-from mdm.transition import nodes, sets, topology, volumes
+from mdm.transition import forced, nodes, sets, topology, volumes
 from mdm.transition.draft import Change, Draft
 
 __all__ = ["Change", "Transition", "apply"]
@@ -41,6 +41,7 @@ _HANDLERS: dict[type, Callable[[Draft, Any], Any]] = {
     commands.CancelRebuild: topology.cancel_rebuild,
     commands.TellRebuild: topology.tell_rebuild,
     commands.TellRepairs: nodes.tell_repairs,
+    commands.TellFaults: nodes.tell_faults,
     commands.AddSds: nodes.add_sds,
     commands.RemoveSds: nodes.remove_sds,
     commands.KeepSds: nodes.keep_sds,
@@ -58,8 +59,9 @@ _HANDLERS: dict[type, Callable[[Draft, Any], Any]] = {
     commands.LeaveOut: sets.leave_out,
     commands.Withdraw: sets.withdraw,
     commands.JoinLearners: sets.join_learners,
+    commands.SettleMoves: sets.settle_moves,
     commands.SetLearners: sets.set_learners,
-    commands.ForceAlone: sets.force_alone,
+    commands.ForceAlone: forced.force_alone,
 }
 
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from mdm.events import Event, EventType
-from mdm.health import down, pool_health, volume_state
+from mdm.health import down, pool_health, volume_health, volume_state
 from mdm.identity import NOUNS, TABLES, Kind, check_name
 from mdm.model import NUMBER_MAX, SDS_ID_MAX, Holders, State, Volume, VolumeState
 from mdm.segments import Rewritten
@@ -101,6 +101,9 @@ class Draft:
         self._writable("counters")[counter] = number
         return number
 
+    def set_counter(self, counter: str, value: int) -> None:
+        self._writable("counters")[counter] = value
+
     def next_id(self, kind: Kind) -> int:
         return self.next_number(TABLES[kind], SDS_ID_MAX if kind is Kind.SDS else NUMBER_MAX)
 
@@ -145,7 +148,8 @@ class Draft:
     def tell_state(self, old: Volume) -> None:
         """An event if the state of the volume that was ``old`` is no longer the same."""
         new = self.table("volumes")[old.volume_id]
-        self._tell_volume(old, volume_state(old, down(self._before)), volume_state(new, down(self.state)))
+        was, is_ = volume_health(old, down(self._before)), volume_health(new, down(self.state))
+        self._tell_volume(old, volume_state(old, was), volume_state(new, is_))
 
     def tell_health(self, volumes: Iterable[Volume]) -> None:
         """Events for those of ``volumes`` (as they were) whose state, and their pools whose health, changed."""
@@ -154,9 +158,13 @@ class Draft:
         pool_ids = set()
         for old in volumes:
             new = state.volumes.get(old.volume_id)
-            pool_ids.add(old.pool_id)
-            if new is not None:
-                self._tell_volume(old, volume_state(old, down_before), volume_state(new, down_now))
+            if new is None:
+                pool_ids.add(old.pool_id)
+                continue
+            was, is_ = volume_health(old, down_before), volume_health(new, down_now)
+            if was is not is_:  # A pool may have a thousand others: they are only looked at when one has changed.
+                pool_ids.add(old.pool_id)
+                self._tell_volume(old, volume_state(old, was), volume_state(new, is_))
         for pool_id in sorted(pool_ids):
             pool = state.pools[pool_id]
             was = pool_health(before.volumes_of(pool_id), down_before)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from mdm import commands
 from mdm.events import EventType
 from mdm.identity import Kind, check_name
-from mdm.model import Device, FaultSet, ProtectionDomain, Sdc, SdcSession, Sds, SdsState
+from mdm.model import Device, FaultSet, Holders, ProtectionDomain, Sdc, SdcSession, Sds, SdsState
 from mdm.placement import fits
+from mdm.segments import Rewriter, Roles
 from mdm.transition.checks import choice, host, host_or_address, text, whole
 from mdm.transition.draft import Draft
 from pfvol.constants import CHUNK_SIZE_BYTES, DEVICES_PER_SDS_DEFAULT, VOLUME_SIZE_BYTES_MAX
@@ -116,27 +117,66 @@ def _begin_removal(draft: Draft, sds: Sds, thin_slots: Mapping[int, int]) -> Non
 
 
 def register_sds(draft: Draft, command: commands.RegisterSds) -> None:
+    """While the SDS counts as a copy of anything, all the devices that it had must be there, and no older: on others,
+    chunks that were written would read as zeros. As a learner it may come with nothing."""
     sds: Sds = draft.get(Kind.SDS, command.sds_id)
     if command.node != sds.node:
         raise ConflictError(f"SDS {sds.name} belongs to node {sds.node}, not to {command.node}")
     whole("an incarnation", command.incarnation, 0, INCARNATION_MAX)
-    if sds.copies and command.incarnation < sds.incarnation:
+    member = any(sds.sds_id in holders.members for holders in _placements(draft))
+    # Without devices it serves nothing, and its incarnation, which is theirs, is not known.
+    older = bool(command.devices and sds.copies) and command.incarnation < sds.incarnation
+    if member and older:
         raise ConflictError(
             f"SDS {sds.name} was last seen in incarnation {sds.incarnation} and now comes with {command.incarnation}: "
             "its devices are an old copy; bring back the current ones"
         )
     devices = _registered_devices(sds, command.devices) if command.devices else sds.devices
+    here = {device.device_id for device in devices}
+    missing = [device for device in sds.devices if device.device_id is not None and device.device_id not in here]
+    if member and missing:
+        raise ConflictError(
+            f"SDS {sds.name} holds {sds.copies} chunk copies but comes without device {missing[0].index} "
+            f"({missing[0].device_id}): bring its devices back as they were",
+            missing=[device.device_id for device in missing],
+        )
+    if older or (command.devices and sds.copies and missing):
+        _begin_anew(draft, sds)
     new = replace(
         sds,
         data_address=_address(command.data_address),
         http_address=None if command.http_address is None else _address(command.http_address),
-        incarnation=command.incarnation,
+        incarnation=command.incarnation if command.devices else max(command.incarnation, sds.incarnation),
         devices=devices,
     )
     if new != sds:
         draft.put("sds", sds.sds_id, new)
     if command.devices:
         _set_state(draft, new, SdsState.UP)
+
+
+def _placements(draft: Draft) -> Iterable[Holders]:
+    return (holders for volume in draft.table("volumes").values() for holders in volume.placement)
+
+
+def _begin_anew(draft: Draft, sds: Sds) -> None:
+    """It is only a learner, and comes without what it had: an older copy is not there any more, and what was said of
+    its progress does not count."""
+
+    def change(roles: Roles) -> Roles | None:
+        if roles.learner != sds.sds_id:
+            return None
+        return roles._replace(left=0 if roles.left == sds.sds_id else roles.left)
+
+    rewriter = Rewriter(change)
+    changed = 0
+    for volume in list(draft.table("volumes").values()):
+        if volume.uses(sds.sds_id):
+            done = rewriter.rewrite(draft.table("maps")[volume.volume_id])
+            draft.change_map(volume, done)
+            changed += done.entries
+    if changed:
+        draft.next_number("map", 2**63 - 1)
 
 
 def set_sds_state(draft: Draft, command: commands.SetSdsState) -> None:
@@ -234,6 +274,24 @@ def tell_repairs(draft: Draft, command: commands.TellRepairs) -> None:
     )
 
 
+_FAULT_EVENTS = {
+    "failed": EventType.SDS_FAILED,
+    "recovered": EventType.SDS_RECOVERED,
+    "injected": EventType.SDS_FAULTS_INJECTED,
+}
+
+
+def tell_faults(draft: Draft, command: commands.TellFaults) -> None:
+    sds: Sds = draft.get(Kind.SDS, command.sds_id)
+    draft.event(
+        _FAULT_EVENTS[command.what],
+        f"SDS {sds.name} {command.message}",
+        pd_id=sds.pd_id,
+        sds_id=sds.sds_id,
+        details=command.details,
+    )
+
+
 def _check_fault_set(draft: Draft, pd: ProtectionDomain, fault_set_id: int | None) -> None:
     if fault_set_id is None:
         return
@@ -262,21 +320,12 @@ def _planned_devices(command: commands.AddSds) -> tuple[Device, ...]:
 
 
 def _registered_devices(sds: Sds, found: tuple[Device, ...]) -> tuple[Device, ...]:
-    """The devices as they are. While the SDS holds copies all that it had must be among them: on others, chunks that
-    were written would read as zeros."""
+    """The devices as they are."""
     if len({device.index for device in found}) < len(found) or len(found) > DEVICES_PER_SDS_MAX:
         raise InvalidError(f"SDS {sds.name} registers {len(found)} devices, not all with their own index")
     for device in found:
         whole("a device's index", device.index, 0, DEVICES_PER_SDS_MAX - 1)
         whole("a device's slots", device.slots, 1, VOLUME_SIZE_BYTES_MAX // CHUNK_SIZE_BYTES)
-    ids = {device.device_id for device in found}
-    missing = [device for device in sds.devices if device.device_id is not None and device.device_id not in ids]
-    if sds.copies and missing:
-        raise ConflictError(
-            f"SDS {sds.name} holds {sds.copies} chunk copies but comes without device {missing[0].index} "
-            f"({missing[0].device_id}): bring its devices back as they were",
-            missing=[device.device_id for device in missing],
-        )
     paths = {device.index: device.path for device in sds.devices}
     return tuple(
         replace(device, path=device.path if device.path is not None else paths.get(device.index))

@@ -1,4 +1,4 @@
-"""Who has a chunk: members left out, learners named and joined, and one SDS forced to go on alone.
+"""Who has a chunk: members left out, learners named and joined. (``forced``: one SDS made to go on alone.)
 
 Each command is for many chunks at once: one SDS down is one command over all that it shared with another one. Each is
 a compare-and-set, entry by entry: what is no longer as the command assumes is passed over.
@@ -6,13 +6,13 @@ a compare-and-set, entry by entry: what is no longer as the command assumes is p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 from mdm import commands
 from mdm.events import EventType
-from mdm.health import down
 from mdm.identity import Kind
-from mdm.model import Holders, Joined, Sds, SdsState, Volume
+from mdm.model import MOVED, SETTLED, Holders, Joined, Sds, SdsState, Volume
 from mdm.segments import Entry, Rewriter, Rewritten, Roles, edit
 from mdm.transition.draft import Draft
 from pfvol.errors import ConflictError, InvalidError
@@ -27,6 +27,8 @@ def leave_out(draft: Draft, command: commands.LeaveOut) -> int:
 
     def change(roles: Roles) -> Roles | None:
         members = (roles.primary, roles.secondary)
+        if roles.secondary and (roles.primary, roles.left) in command.unsettled:
+            return None
         if (command.as_primary and members == (keeper.sds_id, left.sds_id)) or (
             command.as_secondary and members == (left.sds_id, keeper.sds_id)
         ):
@@ -37,10 +39,10 @@ def leave_out(draft: Draft, command: commands.LeaveOut) -> int:
 
     except_chunks = _by_volume(command.except_chunks)
     only = _by_volume(command.chunks or ())
-    rewriter = Rewriter(change)
-    changed = []
+    rewriter, changes = Rewriter(change), Changes(draft)
+    pair = {keeper.sds_id, left.sds_id}
     for volume in _volumes(draft):
-        if not any(change(Roles(*holders, 0)) for holders in volume.placement):
+        if not any(pair.issubset(holders) and change(Roles(*holders, 0)) for holders in volume.placement):
             continue  # Who has trouble with an SDS asks again and again, long after nothing is left to change.
         kept = except_chunks.get(volume.volume_id, set())
         segments = draft.table("maps")[volume.volume_id]
@@ -49,21 +51,9 @@ def leave_out(draft: Draft, command: commands.LeaveOut) -> int:
             done = edit(segments, chunks, lambda _, entry: change(entry.roles))
         else:
             done = rewriter.rewrite(segments, kept)
-        if done.entries:
-            draft.change_map(volume, done)
-            changed.append((volume, done))
-    lost = -sum(
-        count for _, done in changed for holders, count in done.counts.items() if left.sds_id in holders.members
-    )
-    if lost:
-        draft.event(
-            EventType.CHUNKS_LEFT_OUT,
-            f"SDS {left.name} left out of {lost} chunks: SDS {keeper.name} serves them alone",
-            pd_id=left.pd_id,
-            sds_id=left.sds_id,
-            details={"chunks": lost, "alone": keeper.name},
-        )
-    return _finish(draft, changed)
+        changes.take(volume, done)
+    changes.tell_left(left, keeper, "left out of")
+    return changes.finish()
 
 
 def withdraw(draft: Draft, command: commands.Withdraw) -> int:
@@ -73,28 +63,17 @@ def withdraw(draft: Draft, command: commands.Withdraw) -> int:
         raise ConflictError(f"SDS {peer.name} has restarted meanwhile")
 
     def change(roles: Roles) -> Roles | None:
+        if roles.secondary and (roles.primary, roles.left) in command.unsettled:
+            return None
         if {roles.primary, roles.secondary} == {sds.sds_id, peer.sds_id}:
             return Roles(peer.sds_id, 0, roles.learner, sds.sds_id)
         return roles._replace(learner=0) if (roles.primary, roles.learner) == (peer.sds_id, sds.sds_id) else None
 
-    changed = []
+    changes = Changes(draft)
     for volume_id, chunks in _by_volume(command.chunks).items():
-        if (volume := draft.table("volumes").get(volume_id)) is None:
-            continue
-        done = edit(draft.table("maps")[volume_id], chunks, lambda _, entry: change(entry.roles))
-        if done.entries:
-            draft.change_map(volume, done)
-            changed.append((volume, done))
-    lost = -sum(count for _, done in changed for holders, count in done.counts.items() if sds.sds_id in holders.members)
-    if lost:
-        draft.event(
-            EventType.CHUNKS_LEFT_OUT,
-            f"SDS {sds.name} cannot keep {lost} chunks: SDS {peer.name} serves them alone",
-            pd_id=sds.pd_id,
-            sds_id=sds.sds_id,
-            details={"chunks": lost, "alone": peer.name},
-        )
-    return _finish(draft, changed)
+        changes.edit(volume_id, chunks, lambda _, entry: change(entry.roles))
+    changes.tell_left(sds, peer, "cannot keep")
+    return changes.finish()
 
 
 def join_learners(draft: Draft, command: commands.JoinLearners) -> Joined:
@@ -104,11 +83,8 @@ def join_learners(draft: Draft, command: commands.JoinLearners) -> Joined:
     for volume_id, chunk, epoch in command.chunks:
         epochs.setdefault(volume_id, {})[chunk] = epoch
     moved: list[tuple[int, int, int, int]] = []
-    changed = []
+    changes = Changes(draft)
     for volume_id, of_volume in epochs.items():
-        volume = draft.table("volumes").get(volume_id)
-        if volume is None:
-            continue
 
         def change(
             chunk: int, entry: Entry, volume_id: int = volume_id, of_volume: dict[int, int] = of_volume
@@ -124,24 +100,25 @@ def join_learners(draft: Draft, command: commands.JoinLearners) -> Joined:
             moved.append((volume_id, chunk, stays, goes))
             return Roles(stays, learner.sds_id, 0, goes)
 
-        done = edit(draft.table("maps")[volume_id], of_volume, change)
-        if done.entries:
-            draft.change_map(volume, done)
-            changed.append((volume, done))
-    entries = sum(done.entries for _, done in changed)
-    if entries:
+        changes.edit(volume_id, of_volume, change)
+    if changes.entries:
         draft.event(
             EventType.CHUNKS_JOINED,
-            f"SDS {learner.name} has {entries} chunks whole",
+            f"SDS {learner.name} has {changes.entries} chunks whole",
             pd_id=learner.pd_id,
             sds_id=learner.sds_id,
-            details={"chunks": entries, "moved": len(moved)},
+            details={"chunks": changes.entries, "moved": len(moved)},
         )
-    return Joined(_finish(draft, changed), tuple(moved))
+    return Joined(changes.finish(moves=bool(moved)), tuple(moved))
+
+
+def settle_moves(draft: Draft, command: commands.SettleMoves) -> None:
+    if draft.table("counters").get(SETTLED, 0) < command.version:
+        draft.set_counter(SETTLED, command.version)
 
 
 def set_learners(draft: Draft, command: commands.SetLearners) -> int:
-    changed = []
+    changes = Changes(draft)
     for volume_id, choices in command.choices.items():
         volume = draft.table("volumes").get(volume_id)
         if volume is None:
@@ -160,53 +137,13 @@ def set_learners(draft: Draft, command: commands.SetLearners) -> int:
             roles = entry.roles
             if epoch != entry.epoch or sds_id not in fitting or sds_id == roles.learner:
                 return None
-            return None if sds_id in roles.holders.members else roles._replace(learner=sds_id)
+            if sds_id in roles.holders.members:
+                return None
+            # A learner that is `left` has an older copy. Who was passed over has given it back.
+            return roles._replace(learner=sds_id, left=0 if roles.left == sds_id else roles.left)
 
-        done = edit(draft.table("maps")[volume_id], wanted, change)
-        if done.entries:
-            draft.change_map(volume, done)
-            changed.append((volume, done))
-    return _finish(draft, changed)
-
-
-def force_alone(draft: Draft, command: commands.ForceAlone) -> int:
-    sds: Sds = draft.get(Kind.SDS, command.sds_id)
-    if sds.state is SdsState.DOWN:
-        raise ConflictError(f"SDS {sds.name} is DOWN: start it before it is made to serve alone")
-    if command.chunks is not None and command.volume_id is None:
-        raise InvalidError("chunks are those of one volume: name it")
-    volumes = list(_volumes(draft)) if command.volume_id is None else [draft.get(Kind.VOLUME, command.volume_id)]
-    gone = down(draft.state)
-
-    def change(roles: Roles) -> Roles | None:
-        others = [sds_id for sds_id in roles.holders.members if sds_id != sds.sds_id]
-        if not others or not gone.issuperset(others):
-            return None
-        return Roles(sds.sds_id, 0, others[0], others[0]) if sds.sds_id in roles.holders.all else None
-
-    rewriter = Rewriter(change)
-    changed = []
-    for volume in volumes:
-        segments = draft.table("maps")[volume.volume_id]
-        if command.chunks is None:
-            done = rewriter.rewrite(segments)
-        else:
-            done = edit(segments, command.chunks, lambda _, entry: change(entry.roles))
-        if done.entries:
-            draft.change_map(volume, done)
-            changed.append((volume, done))
-    entries = sum(done.entries for _, done in changed)
-    if entries:
-        names = ", ".join(sorted(volume.name for volume, _ in changed)[:5])
-        draft.event(
-            EventType.DATA_LOSS_ACCEPTED,
-            f"SDS {sds.name} was forced to serve {entries} chunks of {names} alone: what only other copies had is lost",
-            pd_id=sds.pd_id,
-            volume_id=command.volume_id,
-            sds_id=sds.sds_id,
-            details={"chunks": entries},
-        )
-    return _finish(draft, changed)
+        changes.edit(volume_id, wanted, change)
+    return changes.finish()
 
 
 def _volumes(draft: Draft) -> Iterable[Volume]:
@@ -234,9 +171,47 @@ def _who_goes(draft: Draft, holders: Holders) -> int:
     return max((holders.secondary, holders.primary), key=why)
 
 
-def _finish(draft: Draft, changed: list[tuple[Volume, Rewritten]]) -> int:
-    """Raises the map's version and tells whose health is another now; how many entries changed."""
-    if changed:
-        draft.next_number("map", 2**63 - 1)
-        draft.tell_health([volume for volume, _ in changed])
-    return sum(done.entries for _, done in changed)
+class Changes:
+    """What a command changes in maps, volume by volume."""
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+        self.volumes: dict[int, Volume] = {}
+        """As they were, by id."""
+        self.entries = 0
+        self._counts: Counter[Holders] = Counter()
+
+    def edit(self, volume_id: int, chunks: Iterable[int], change: Callable[[int, Entry], Roles | None]) -> None:
+        """Single chunks of a volume, if it is still there."""
+        volume = self._draft.table("volumes").get(volume_id)
+        if volume is not None:
+            self.take(volume, edit(self._draft.table("maps")[volume_id], chunks, change))
+
+    def take(self, volume: Volume, done: Rewritten) -> None:
+        if done.entries:
+            self._draft.change_map(self._draft.table("volumes")[volume.volume_id], done)
+            self.volumes.setdefault(volume.volume_id, volume)
+            self.entries += done.entries
+            self._counts.update(done.counts)
+
+    def tell_left(self, left: Sds, alone: Sds, what: str) -> None:
+        """An event if ``left`` is no member any more of chunks that ``alone`` serves alone now."""
+        lost = -sum(count for holders, count in self._counts.items() if left.sds_id in holders.members)
+        if lost:
+            self._draft.event(
+                EventType.CHUNKS_LEFT_OUT,
+                f"SDS {left.name} {what} {lost} chunks: SDS {alone.name} serves them alone",
+                pd_id=left.pd_id,
+                sds_id=left.sds_id,
+                details={"chunks": lost, "alone": alone.name},
+            )
+
+    def finish(self, *, moves: bool = False) -> int:
+        """Raises the map's version and tells whose health is another now; how many entries changed. ``moves``: in some
+        a member was replaced."""
+        if self.entries:
+            version = self._draft.next_number("map", 2**63 - 1) + 1
+            if moves:
+                self._draft.set_counter(MOVED, version)
+            self._draft.tell_health(self.volumes.values())
+        return self.entries

@@ -17,6 +17,7 @@ from pfvol.cli.context import (
     size_bytes,
 )
 from pfvol.cli.output import Column, Row, field, size
+from pfvol.faults import CALLS, parse_delay, parse_error, parse_place
 from pfvol.ids import Noun, route
 
 app = noun("Storage servers.")
@@ -24,6 +25,20 @@ app = noun("Storage servers.")
 
 def _failed_devices(row: Row) -> str:
     return "; ".join(f"{device['index']}: {device['message']}" for device in row["failed_devices"]) or "-"
+
+
+def _faults(row: Row) -> str:
+    faults = row["faults"]
+    said = [*faults["rules"]]
+    if faults["failed"]:
+        said.insert(0, "failed" + (f" until {faults['until']}" if faults["until"] else ""))
+    return "; ".join(said) or "-"
+
+
+def _injected(row: Row) -> str:
+    faults = row["faults"]
+    counted = ("errors_injected", "delays_injected", "blocks_corrupted")
+    return ", ".join(f"{faults[key]} {key.replace('_', ' ')}" for key in counted if faults[key]) or "-"
 
 
 LIST = (
@@ -50,6 +65,8 @@ DETAIL = (
     size("Used", "used_capacity_bytes"),
     field("Devices", "device_count"),
     Column("Failed devices", _failed_devices),
+    Column("Faults on purpose", _faults),
+    Column("Injected so far", _injected),
     field("Chunks", "chunk_count"),
     field("Incarnation", "incarnation"),
     field("Created", "created_at"),
@@ -118,3 +135,101 @@ def remove(
             emptied = f"SDS {sds} is emptied and then removed: see `pfvol sds show {sds}`"
             note = f"SDS {sds} removed" if row["deleted"] else emptied
     cli.out.done(row, note)
+
+
+@app.command("fail")
+def fail(
+    ctx: typer.Context,
+    sds: SdsArgument,
+    duration: Annotated[
+        float | None, typer.Option("--duration", metavar="S", help="Seconds until it recovers by itself.")
+    ] = None,
+) -> None:
+    """Have an SDS fail on purpose: it stops serving and its connections are cut, as if its process had been killed."""
+    cli = settings(ctx)
+    with cli.client() as api:
+        row = api.post(route(Noun.SDS, sds, "fail"), duration=duration)
+    end = f"`pfvol sds recover {sds}` ends that" if duration is None else f"it recovers in {duration:g} s"
+    cli.out.done(row, f"SDS {sds} fails: {end}")
+
+
+@app.command("recover")
+def recover(ctx: typer.Context, sds: SdsArgument) -> None:
+    """End an SDS's failure on purpose; devices that are out of service are opened anew."""
+    cli = settings(ctx)
+    with cli.client() as api:
+        row = api.post(route(Noun.SDS, sds, "recover"))
+    state = "is back" if row["state"] == "UP" else f"is {row['state']} still: see `pfvol sds show {sds}`"
+    cli.out.done(row, f"SDS {sds} {state}")
+
+
+@app.command("inject")
+def inject(
+    ctx: typer.Context,
+    sds: SdsArgument,
+    error: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--error",
+            metavar="CALL=ERRNO@PERCENT%",
+            help=f"Of these calls of its disks ({', '.join(CALLS)}) this share fails, such as pread=EIO@1%.",
+        ),
+    ] = None,
+    delay: Annotated[
+        list[str] | None,
+        typer.Option("--delay", metavar="CALL=TIME", help="Each of these calls waits first, such as pwrite=20ms."),
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Its disks are full: what needs room gets ENOSPC.")] = False,
+    corrupt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--corrupt",
+            metavar="[VOLUME/]CHUNK:BLOCK",
+            help="Flip bytes of this block of its copy. Without a volume where only one can be meant.",
+        ),
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="End all faults of its disks, before any new ones.")] = False,
+) -> None:
+    """Make an SDS's disks misbehave on purpose; see `pfvol sds show` for what is in force."""
+    cli = settings(ctx)
+    errors = [str(parse_error(text)) for text in error or ()]
+    delays = [str(parse_delay(text)) for text in delay or ()]
+    for text in corrupt or ():
+        parse_place(text)
+    if not (errors or delays or corrupt or full or clear):
+        raise typer.BadParameter("nothing to inject: give --error, --delay, --full, --corrupt or --clear")
+    with cli.client() as api:
+        row = api.post(
+            route(Noun.SDS, sds, "inject"),
+            errors=errors,
+            delays=delays,
+            full=full,
+            corrupt=list(corrupt or ()),
+            clear=clear,
+        )
+    said = [f"corrupted {text}" for text in corrupt or ()]
+    rules = row["faults"]["rules"]
+    said.append(f"faults of its disks: {', '.join(rules)}" if rules else "no faults of its disks")
+    cli.out.done(row, f"SDS {sds}: {'; '.join(said)}")
+
+
+@app.command("promote")
+def promote(
+    ctx: typer.Context,
+    sds: SdsArgument,
+    volume: Annotated[str | None, typer.Option("--volume", metavar="VOL", help="Only chunks of this volume.")] = None,
+    accept_data_loss: Annotated[
+        bool, typer.Option("--accept-data-loss", help="Do it. Without this the command says what would be lost.")
+    ] = False,
+    incomplete: Annotated[
+        bool,
+        typer.Option("--incomplete", help="Also chunks that were never whole here; what is missing reads as zeros."),
+    ] = False,
+) -> None:
+    """Have an SDS serve its older copies of chunks whose newer ones are gone for good. Data is lost: what was written
+    since this SDS left is forgotten, also if the others come back."""
+    cli = settings(ctx)
+    body = {"accept_data_loss": accept_data_loss, "incomplete": incomplete, "volume_id": volume}
+    with cli.client() as api:
+        row = api.post(route(Noun.SDS, sds, "promote"), **body)
+    cli.out.done(row, f"SDS {sds} serves {row['chunks']} chunks alone now; what only other copies had is lost")

@@ -214,11 +214,17 @@ def delete(ctx: typer.Context, vol: VolumeArgument) -> None:
 
 
 @app.command("verify")
-def verify(ctx: typer.Context, vol: VolumeArgument) -> None:
+def verify(
+    ctx: typer.Context,
+    vol: VolumeArgument,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Have bad blocks rewritten from their other copy; verify again to see.")
+    ] = False,
+) -> None:
     """Compare every chunk's copies: presence, tags, bytes, fault sets. Exit 9 on any difference."""
     cli = settings(ctx)
     with cli.client(timeout_seconds=VERIFY_TIMEOUT_SECONDS) as api:
-        report = api.post(route(Noun.VOLUME, vol, "verify"))
+        report = api.post(route(Noun.VOLUME, vol, "verify"), repair=repair)
     if cli.out.json:
         cli.out.document(report)
     elif report["problems"]:

@@ -34,6 +34,11 @@ def forget_attributes(inode: int) -> bytes:
     return _message(_INVAL_INODE, _INVAL_INODE_OUT.pack(inode, _ATTRIBUTES_ONLY, 0))
 
 
+def forget_data(inode: int, offset: int, length: int) -> bytes:
+    """What is cached of this range is read anew; what was written there and not sent yet is sent first."""
+    return _message(_INVAL_INODE, _INVAL_INODE_OUT.pack(inode, offset, length))
+
+
 def deleted(parent: int, child: int, name: bytes) -> bytes:
     """The name is gone from the directory, whoever has the file open; inotify watchers are told."""
     return _message(_DELETE, _DELETE_OUT.pack(parent, child, len(name), 0) + name + b"\0")

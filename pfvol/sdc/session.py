@@ -33,7 +33,6 @@ from pfvol.constants import (
 from pfvol.errors import (
     ConflictError,
     Error,
-    NotFoundError,
     ProtocolError,
     UnauthorizedError,
     UnreachableError,
@@ -190,9 +189,10 @@ class SdcSession:
                 self._set_peers(params["peers"])
             case "map.changed":
                 volume_id = params["volume_id"]
-                loaded = self._segments.get(volume_id, {}).keys()
-                changed = loaded if params["segments"] is None else loaded & set(params["segments"])
-                for index in changed:
+                known = set(self._segments.get(volume_id, {}))
+                # What is on its way for the first time may have been read before the change.
+                known |= {index for fetched_id, index in self._fetching if fetched_id == volume_id}
+                for index in known if params["segments"] is None else known & set(params["segments"]):
                     self._want_segment(volume_id, index)
             case _:
                 raise ProtocolError(f"an SDC does not know {method!r}")
@@ -364,9 +364,9 @@ class SdcSession:
                     async with self._fetches:
                         self._fetching[key] = False
                         entries = await self._mdm.call("map.segment", {"volume_id": volume_id, "segment": index})
-                except NotFoundError:
-                    return  # Deleted, or not that large: the news of it is on its way.
                 except Error as error:
+                    # Also when the MDM says that we do not have the volume: it may be mapped again before we hear of
+                    # that, and the engine asks only once.
                     self._log_sometimes("segment", "cannot fetch a part of the map", error=str(error))
                     await trio.sleep(delay_seconds)
                     delay_seconds = min(delay_seconds * 2, RETRY_SECONDS_MAX)
@@ -484,12 +484,24 @@ class SdcSession:
                 pass  # pyfuse3 is ending because the mount is, or has failed, which ends the mount.
             case ("io_error", volume_id, code, message):
                 self._on_io_error(volume_id, code, message)
+            case ("forced", volume_id, index):
+                self._on_forced(volume_id, index)
             case ("past_end", volume_id):
                 self._want_size_corrected(volume_id)
             case ("checksum_error", volume_id, chunk_index, sds_id):
                 self._log.error("a block did not verify", volume_id=volume_id, chunk_index=chunk_index, sds_id=sds_id)
             case _:
                 self._log.error("the engine said something unknown", event_=event)
+
+    def _on_forced(self, volume_id: int, index: int) -> None:
+        """The kernel's cache is of the copy that is gone."""
+        volume, notifier = self.table.by_id.get(volume_id), self._notifier
+        if volume is None or notifier is None:
+            return
+        self._log.error("an older copy serves, by an operator's word: data was lost", volume=volume.name, segment=index)
+        assert self._nursery is not None
+        message = notify.forget_data(volume.inode, index * SEGMENT_BYTES, SEGMENT_BYTES)
+        self._nursery.start_soon(self._send_to_kernel, notifier, [message])
 
     def _on_io_error(self, volume_id: int, code: int, message: str) -> None:
         name = errno.errorcode.get(code, str(code))

@@ -4,6 +4,9 @@ Owns the order of things: port, devices, registration, engine, serving, and thei
 configuration and says when to stop. Promises: nothing is served before the MDM has admitted the SDS and told its peers;
 once it serves, the MDM may go away; a device that cannot be used never ends the process, it is reported; a clean stop
 checkpoints, closes the devices clean and ends within STOP_SECONDS.
+
+A failure on purpose ends everything but the connection to the MDM, as if the process had been killed; its end begins
+everything anew, as a start does. In between the port is bound and refuses, so that it is still ours then.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -19,15 +23,18 @@ from datapath.target import Target
 from pfvol import __version__
 from pfvol.constants import REPORT_SECONDS
 from pfvol.errors import ConfigError, ConflictError, Error, InvalidError, NotFoundError, ProtocolError
+from pfvol.faults import Rules, check_block
 from pfvol.log import get_logger
 from pfvol.node import Node
 from pfvol.rpc.client import Reconnecting, Session
 from pfvol.sds import acceptor
 from pfvol.sds.devices import Devices, load_state, parse_specs
+from pfvol.sds.faults import Faults
 from pfvol.sds.peers import Identity
 from pfvol.sds.server import Server
 
 STOP_SECONDS: Final = 15.0
+REJOIN_SECONDS: Final = 2.0  # for the MDM to end the session in which it ordered a failure, or its end
 REGISTER_TIMEOUT_SECONDS: Final = 10.0
 
 Handler = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -58,6 +65,11 @@ class Sds:
         self._data_address: tuple[str, int] = ("", 0)
         self._server: Server | None = None
         self._target: Target | None = None
+        self._faults = Faults(self._directory)
+        self._serving_scope: trio.CancelScope | None = None
+        self._served = trio.Event()  # set when the server that ran last has ended
+        self._stuck = False  # the engine does not stop
+        self._failing: trio.CancelScope | None = None  # the wait for the end of a failure
         self._admitted = False
         self._registering = trio.Lock()
         self._stop = trio.Event()
@@ -68,8 +80,13 @@ class Sds:
         self._methods: dict[str, Handler] = {
             "map.changed": self._rpc_map_changed,
             "sds.admitted": self._rpc_admitted,
+            "sds.fail": self._rpc_fail,
+            "sds.recover": self._rpc_recover,
+            "sds.inject": self._rpc_inject,
             "peers": self._rpc_peers,
             "ping": self._rpc_ping,
+            "repair": self._rpc_repair,
+            "listens": self._rpc_listens,
             "reserved": self._rpc_reserved,
             "resync": self._rpc_resync,
             "stop": self._rpc_stop,
@@ -82,7 +99,10 @@ class Sds:
     async def run(self, *, task_status: trio.TaskStatus[dict[str, Any]] = trio.TASK_STATUS_IGNORED) -> None:
         try:
             await self._open_port()
-            await self._devices.open()
+            if self._faults.rules or self._faults.failed:
+                self._log.warning("faults on purpose", **self._faults.describe())
+            if not self._faults.failed:
+                await self._devices.open()
             host, port = self._mdm_address
             self._mdm = Reconnecting(
                 host,
@@ -97,6 +117,7 @@ class Sds:
                 self._nursery = nursery
                 nursery.start_soon(self._mdm.run)
                 nursery.start_soon(self._report_periodically)
+                self._await_end_of_failure()
                 task_status.started({"data_address": list(self._data_address), "http": None})
                 await self._stop_is_wanted()
                 nursery.cancel_scope.cancel()
@@ -129,23 +150,140 @@ class Sds:
             nursery.start_soon(wait, self._node.stopping)
             nursery.start_soon(wait, self._stop)
 
-    async def _close(self) -> None:
-        """The engine first, then the devices; clean only if the engine could write its last checkpoint.
+    async def _close(self, *, clean: bool = True) -> bool:
+        """The engine first, then the devices; clean only if the engine could write its last checkpoint, and is to.
 
         The port is closed when the engine has stopped and not before: to the peers a port that refuses says that
-        nothing is left here that could serve.
+        nothing is left here that could serve. False when the engine does not stop.
         """
         if self._target is not None:
             with trio.move_on_after(STOP_SECONDS) as deadline:
-                await trio.to_thread.run_sync(self._target.stop, abandon_on_cancel=True)
-            if deadline.cancelled_caught:
+                stop = partial(self._target.stop, checkpoint=clean)
+                await trio.to_thread.run_sync(stop, abandon_on_cancel=True)
+            if deadline.cancelled_caught or self._stuck:
+                self._stuck = True
                 # Its thread may still use the devices: they stay as they are, the next start recovers them.
                 self._log.error("the engine did not stop in time", seconds=STOP_SECONDS)
-                return
+                return False
         if self._sock is not None:
             self._sock.close()
-        await self._devices.close()
-        self._log.info("stopped")
+        await self._devices.close(clean=clean)
+        self._log.info("stopped", clean=clean)
+        return True
+
+    # -- failing on purpose
+
+    async def _rpc_fail(self, params: dict[str, Any]) -> dict[str, Any]:
+        seconds = None if params.get("seconds") is None else float(params["seconds"])
+        self._faults.fail(seconds)
+        self._log.warning("fails on purpose", seconds=seconds)
+        self._await_end_of_failure()
+        try:
+            await self._apart(partial(self._cease, clean=False))
+        finally:
+            self._rejoin(REJOIN_SECONDS)
+        return self._faults.describe()
+
+    async def _rpc_recover(self, _params: dict[str, Any]) -> dict[str, Any]:
+        if not self._faults.failed and not self._broken_devices():
+            raise ConflictError(f"SDS {self._node.name} has not failed, and all its devices are in service")
+        await self._apart(self._begin_anew)
+        self._rejoin(REJOIN_SECONDS)
+        return self._faults.describe()
+
+    async def _rpc_inject(self, params: dict[str, Any]) -> dict[str, Any]:
+        asked = Rules.from_wire(params)
+        places = [(int(volume), int(chunk), int(block)) for volume, chunk, block in params["corrupt"]]
+        for _, chunk, block in places:
+            check_block(chunk, block)
+        server = self._serving() if places else None
+        clear = bool(params["clear"])
+        if asked or clear:
+            self._faults.inject([*asked.errors.values()], [*asked.delays.values()], clear=clear)
+            self._log.warning("faults of the disks on purpose", rules=self._faults.rules.texts())
+        for volume, chunk, block in places:
+            assert server is not None
+            await server.corrupt(volume, chunk, block)
+            self._faults.corrupted += 1
+            self._log.warning("block corrupted on purpose", volume=volume, chunk=chunk, block=block)
+        return self._faults.describe()
+
+    async def _apart(self, work: Callable[[], Awaitable[None]]) -> None:
+        """In a task of the role: who asked for it may go away, and it must not be left half-done."""
+        assert self._nursery is not None
+        done, refusals = trio.Event(), list[Error]()
+
+        async def run() -> None:
+            try:
+                async with self._registering:
+                    await work()
+            except Error as error:
+                refusals.append(error)
+            finally:
+                done.set()
+
+        self._nursery.start_soon(run)
+        await done.wait()
+        if refusals:
+            raise refusals[0]
+
+    async def _cease(self, *, clean: bool) -> None:
+        """Whatever serves ends, without a word to anybody. The port is bound, and refuses."""
+        self._server, self._admitted = None, False  # nothing is reported before it has registered again
+        with trio.CancelScope(shield=True):
+            if self._serving_scope is not None:
+                self._serving_scope.cancel()
+                await self._served.wait()
+            if not await self._close(clean=clean):
+                # Nothing of it may be left. The next start finds that this SDS is to fail.
+                self._stop.set()
+                raise ConflictError(f"the engine of SDS {self._node.name} does not stop: its process ends instead")
+            self._target = self._serving_scope = None
+            self._devices = Devices(self._directory, load_state(self._directory))
+            await self._open_port()
+
+    async def _begin_anew(self) -> None:
+        """What a start does; the session that follows registers, and has it serve."""
+        await self._cease(clean=True)
+        self._faults.recover()
+        self._log.info("recovers")
+        if self._failing is not None:
+            self._failing.cancel()
+        await self._devices.open()
+
+    def _broken_devices(self) -> bool:
+        return bool(self._devices.failed or (self._server is not None and self._server.failed_devices))
+
+    def _rejoin(self, patience_seconds: float) -> None:
+        """To the MDM a new session is what a new process is. It ends the old one when it has our answer."""
+        assert self._nursery is not None
+        session = self._session
+
+        async def leave() -> None:
+            if session is not None:
+                with trio.move_on_after(patience_seconds):
+                    await session.closed.wait()
+                session.close("this SDS begins anew")
+
+        self._nursery.start_soon(leave)
+
+    def _await_end_of_failure(self) -> None:
+        assert self._nursery is not None
+        if self._failing is not None:
+            self._failing.cancel()
+        self._failing = scope = trio.CancelScope()
+        seconds = self._faults.seconds_left()
+
+        async def wait() -> None:
+            if seconds is None or not self._faults.failed:
+                return
+            with scope:
+                await trio.sleep(seconds)
+            if not scope.cancelled_caught and self._failing is scope:
+                await self._apart(self._begin_anew)
+                self._rejoin(0.0)
+
+        self._nursery.start_soon(wait)
 
     # -- the MDM
 
@@ -171,6 +309,8 @@ class Sds:
                 self._log.info("waiting to be added to the cluster (pfvol sds add)")
                 return
             self._admitted = True
+            if self._faults.failed:
+                return
             if self._server is not None:
                 self._server.registered(reply)
                 return
@@ -205,6 +345,7 @@ class Sds:
             # None at all says that we do not serve: a part of them would be taken for the whole.
             "devices": [] if devices.failed else devices.describe(),
             "unsure": devices.unsure,
+            "faults": self._faults.describe(),
         }
 
     async def _serve(self, reply: dict[str, Any]) -> None:
@@ -225,9 +366,18 @@ class Sds:
         server = Server(target, self._sock.dup(), identity, self._mdm)
         # Before the first client can come: its capability is checked with the key that is in here.
         server.registered(reply)
-        await self._nursery.start(server.run)
+        await self._nursery.start(self._run_server, server)
         self._server = server
         self._log.info("serving", sds=sds_id, incarnation=identity.incarnation, address=list(self._data_address))
+
+    async def _run_server(self, server: Server, *, task_status: trio.TaskStatus[None]) -> None:
+        self._served = served = trio.Event()
+        self._serving_scope = scope = trio.CancelScope()
+        try:
+            with scope:
+                await server.run(task_status=task_status)
+        finally:
+            served.set()
 
     async def _report_periodically(self) -> None:
         assert self._mdm is not None
@@ -242,12 +392,18 @@ class Sds:
     def _report(self) -> dict[str, Any]:
         failed = dict(self._devices.failed)
         if self._server is None:
-            return {"stats": {}, "failed_devices": _as_list(failed), "purged": []}
+            return {
+                "stats": {},
+                "failed_devices": _as_list(failed),
+                "purged": [],
+                "faults": self._faults.describe(),
+            }
         failed |= self._server.failed_devices
         return {
             "stats": self._server.stats(),
             "failed_devices": _as_list(failed),
             "purged": self._server.take_purged(),
+            "faults": self._faults.describe(),
         }
 
     async def _handle(self, method: str, params: dict[str, Any]) -> Any:
@@ -280,6 +436,9 @@ class Sds:
     async def _rpc_ping(self, _params: dict[str, Any]) -> dict[str, Any]:
         return {}
 
+    async def _rpc_listens(self, params: dict[str, Any]) -> bool:
+        return await self._serving().listens(int(params["peer"]))
+
     async def _rpc_map_changed(self, params: dict[str, Any]) -> None:
         # While nothing is served no part of the map is known.
         if self._server is not None:
@@ -308,12 +467,19 @@ class Sds:
     async def _rpc_deleted(self, params: dict[str, Any]) -> None:
         await self._serving().deleted(int(params["volume_id"]))
 
+    async def _rpc_repair(self, params: dict[str, Any]) -> None:
+        self._serving().repair(int(params["volume_id"]), [int(chunk) for chunk in params["chunks"]])
+
     async def _rpc_verify(self, params: dict[str, Any]) -> list[list[Any]]:
         return await self._serving().verify(int(params["volume_id"]), int(params["first_chunk"]), int(params["count"]))
 
     def _serving(self) -> Server:
         if self._server is None:
-            raise ConflictError(f"SDS {self._node.name} does not serve: its log says why")
+            raise ConflictError(
+                f"SDS {self._node.name} fails on purpose: `pfvol sds recover {self._node.name}` ends that"
+                if self._faults.failed
+                else f"SDS {self._node.name} does not serve: its log says why"
+            )
         return self._server
 
 

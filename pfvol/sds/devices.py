@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,8 +84,12 @@ def save_state(directory: Path, state: SdsState) -> None:
         "data_port": state.data_port,
         "devices": [{"index": one.index, "path": one.path, "slots": one.slots} for one in state.devices],
     }
-    path = directory / STATE_FILE
-    partial = directory / (STATE_FILE + ".new")
+    replace_document(directory / STATE_FILE, document)
+
+
+def replace_document(path: Path, document: dict[str, Any]) -> None:
+    """Durably: after a crash the old one or the new one is there, whole. ConfigError when it cannot be written."""
+    directory, partial = path.parent, path.with_name(path.name + ".new")
     try:
         for above in [one for one in (directory, *directory.parents) if not one.exists()][::-1]:
             above.mkdir(exist_ok=True, mode=0o700)
@@ -195,9 +200,9 @@ class Devices:
         if made:
             self.remember(devices=(*self.state.devices, *made))
 
-    async def close(self) -> None:
-        """Marks the devices clean and lets go of them. The engine must have stopped."""
-        await self._for_each(self._close, tuple(self.opened.values()))
+    async def close(self, *, clean: bool = True) -> None:
+        """Marks the devices clean, if they are to be, and lets go of them. The engine must have stopped."""
+        await self._for_each(self._close_clean if clean else self._close_as_is, tuple(self.opened.values()))
         self.opened.clear()
 
     async def _open_all(self, specs: Iterable[DeviceSpec]) -> None:
@@ -246,8 +251,11 @@ class Devices:
 
         await self._attempt(spec.index, spec.path, open_and_recover)
 
-    async def _close(self, device: BlockDevice) -> None:
+    async def _close_clean(self, device: BlockDevice) -> None:
         await self._attempt(device.index, device.path, device.close)
+
+    async def _close_as_is(self, device: BlockDevice) -> None:
+        await self._attempt(device.index, device.path, partial(device.close, clean=False))
 
     async def _attempt(self, index: int, path: str, work: Callable[..., Any], *arguments: Any) -> bool:
         """Runs ``work`` in a thread; what it raises puts the device out of service, with its path and the reason."""

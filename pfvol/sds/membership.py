@@ -88,6 +88,7 @@ class Membership:
         self._ended_at: dict[int, float] = {}
         self._told: dict[int, str] = {}  # peers in trouble -> what the log was told last
         self._learned: dict[int, dict[Chunk, int]] = {}
+        self._copied = 0
         self._lost: dict[int, dict[Chunk, int]] = {}
         self._losses = 0
         self._withdrawing: set[tuple[int, int]] = set()
@@ -220,10 +221,11 @@ class Membership:
 
     # -- learners
 
-    def learned(self, sds_id: int, chunks: Iterable[tuple[int, int, int]]) -> None:
-        """The learner has all of these chunks (volume, chunk, epoch)."""
+    def learned(self, sds_id: int, chunks: Iterable[tuple[int, int, int]], resync_bytes: int) -> None:
+        """The learner has all of these chunks (volume, chunk, epoch); so many bytes were copied by then, of all."""
+        self._copied = resync_bytes
         news = {(volume_id, chunk): epoch for volume_id, chunk, epoch in chunks}
-        self._tell(self._learned, sds_id, news, "sds.learned", _learned)
+        self._tell(self._learned, sds_id, news, "sds.learned", self._learned_params)
 
     def learner_lost(self, sds_id: int, chunks: Iterable[Chunk]) -> None:
         """The learner was lost after the MDM may have been told that it has these chunks."""
@@ -270,16 +272,16 @@ class Membership:
                     del news[chunk]
         del waiting[sds_id]
 
+    def _learned_params(self, sds_id: int, chunks: dict[Chunk, int]) -> dict[str, Any]:
+        found = [[volume_id, chunk, epoch] for (volume_id, chunk), epoch in chunks.items()]
+        return {"learner": sds_id, "chunks": found, "resync_bytes": self._copied}
+
 
 def _parse(body: Any) -> _Answer:
     try:
         return _Answer(int(body["left"]), bool(body["dead"]), int(body["version"]))
     except (TypeError, KeyError, ValueError) as error:
         raise ProtocolError(f"the MDM's answer to sds.leave_out cannot be read: {error!r}") from None
-
-
-def _learned(sds_id: int, chunks: dict[Chunk, int]) -> dict[str, Any]:
-    return {"learner": sds_id, "chunks": [[volume_id, chunk, epoch] for (volume_id, chunk), epoch in chunks.items()]}
 
 
 def _lost(sds_id: int, chunks: dict[Chunk, int]) -> dict[str, Any]:

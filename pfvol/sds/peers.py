@@ -9,6 +9,7 @@ is never believed; from ``hold`` to ``release`` there is no new connection with 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -168,6 +169,18 @@ class Peers:
             except OSError as error:
                 return _is_refusal(error)
             await trio.aclose_forcefully(stream)
+        return False
+
+    async def listens(self, sds_id: int) -> bool:
+        """Whether something takes connections where the peer was: an SDS listens exactly while it serves. Of a machine
+        that is cut off from this one nothing is known."""
+        link, record = self._links.get(sds_id), self._records.get(sds_id)
+        if record is None or (link is not None and link.conn_id is not None):
+            return record is not None
+        with trio.move_on_after(TRY_SECONDS), contextlib.suppress(OSError):
+            stream = await trio.open_tcp_stream(record.host, record.port)
+            await trio.aclose_forcefully(stream)
+            return True
         return False
 
     def _reconcile(self) -> None:

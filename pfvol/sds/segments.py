@@ -131,6 +131,10 @@ class Segments:
         self._newest = max(self._newest, push.version)
         self._settle()
 
+    def ours(self, push: Push) -> set[int]:
+        """The volumes in it that have chunks of ours."""
+        return {volume_id for volume_id, _, entries in push.segments if self._is_in(entries)}
+
     def parse_push(self, body: Any) -> Push:
         """The parameters of ``map.changed``. ProtocolError when they are none: then a change is missing here."""
         try:
@@ -153,9 +157,9 @@ class Segments:
 
     # -- asking
 
-    async def prefetch(self, volume_id: int, segments: int) -> None:
-        """A volume's first segments, as far as they have chunks of ours; until the volume is forgotten."""
-        for segment in range(min(segments, PREFETCH_SEGMENTS_MAX)):
+    async def prefetch(self, volume_id: int, segments: int, *, whole: bool = False) -> None:
+        """A volume's first segments, or all, as far as they have chunks of ours; until the volume is forgotten."""
+        for segment in range(segments if whole else min(segments, PREFETCH_SEGMENTS_MAX)):
             if volume_id not in self._volumes:
                 return
             await self.fetch(volume_id, segment, only_ours=True)

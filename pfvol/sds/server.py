@@ -9,8 +9,11 @@ what is known goes on without the MDM.
 
 from __future__ import annotations
 
+import errno
+import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -19,13 +22,13 @@ from datapath import wire
 from pfvol import capability
 from pfvol.capability import Capability
 from pfvol.constants import CHECKPOINT_SECONDS
-from pfvol.errors import ConflictError, DeniedError, Error, InvalidError, NotFoundError, TimedOutError
+from pfvol.errors import ConflictError, DeniedError, DeviceError, Error, InvalidError, NotFoundError, TimedOutError
 from pfvol.log import get_logger
 from pfvol.sds.acceptor import Acceptor, Clients
 from pfvol.sds.membership import Mdm, Membership
 from pfvol.sds.peers import Identity, Peers, parse_peers
 from pfvol.sds.segments import Segments
-from pfvol.sds.volumes import SEGMENT_BYTES, VolumeInfo, Volumes, check_mapping, parse_info
+from pfvol.sds.volumes import RETRY_SECONDS, SEGMENT_BYTES, VolumeInfo, Volumes, check_mapping, parse_info
 
 if TYPE_CHECKING:  # handed over by the caller: the decisions can be tested without the engine
     from datapath.target import Target
@@ -38,8 +41,6 @@ BARRIER_TIMEOUT_SECONDS: Final = 5.0
 SCRUB_BYTES_PER_SECOND: Final = 5_000_000
 PURGED_MAX: Final = 65536
 LOGGED_AGAIN_SECONDS: Final = 10.0  # of what a client may bring about over and over; in between it is for debugging
-
-Verified = tuple[bool, bytes, bytes]
 
 
 class Server:
@@ -60,7 +61,8 @@ class Server:
         self._full_said_at = float("-inf")
         self._verifying = trio.CapacityLimiter(1)
         self._tokens = 0
-        self._answers: dict[int, tuple[trio.Event, list[Verified]]] = {}
+        self._learning: set[int] = set()  # volumes that the MDM is being asked about because they are copied
+        self._answers: dict[int, tuple[trio.Event, list[tuple[Any, ...]]]] = {}
         self._purged: list[int] = []
         self._nursery: trio.Nursery | None = None
         self._making_sure = False
@@ -80,7 +82,8 @@ class Server:
             "peer_synced": self._on_peer_synced,
             "device_failed": self._on_device_failed,
             "checkpoint": self._on_checkpoint,
-            "verified": self._on_verified,
+            "verified": self._on_answer,
+            "corrupted": self._on_answer,
             "purged": self._on_purged,
             "no_space": self._on_no_space,
             "repair_needed": self._on_repair_needed,
@@ -101,6 +104,10 @@ class Server:
             await nursery.start(self._peers.run)
             await nursery.start(self._acceptor.run)
             task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None  # who still has something to be done here hears that nothing is
 
     # -- what the MDM tells
 
@@ -123,11 +130,16 @@ class Server:
         if self._nursery is not None:
             if self._segments.registered(int(reply["map_version"])):
                 self._spawn(self._segments.catch_up)
-            for volume_id in {*self._volumes, *map(int, reply["volumes"])}:
-                self._spawn(self._relearn, volume_id)
+            copied = set(map(int, reply["learning"]))
+            for volume_id in {*self._volumes, *copied, *map(int, reply["volumes"])}:
+                self._spawn(self._relearn, volume_id, volume_id in copied)
             if self._target.unsure and not self._making_sure:
                 self._making_sure = True
                 self._spawn(self._make_sure, [int(volume_id) for volume_id in reply.get("placed", ())])
+
+    async def listens(self, sds_id: int) -> bool:
+        """Whether this other SDS still seems to serve, as far as can be seen from here."""
+        return await self._peers.listens(sds_id)
 
     def set_peers(self, peers: Any) -> None:
         self._peers.update(parse_peers(peers))
@@ -148,6 +160,9 @@ class Server:
         """Returns when the engine acts on a map of this version: the MDM counts on it."""
         push = self._segments.parse_push(body)
         self._segments.pushed(push)
+        if self._nursery is not None:  # Else all of this is told again when we serve.
+            for volume_id in self._segments.ours(push) - self._told.keys() - self._learning:
+                self._spawn(self._learn_to_copy, volume_id)
         await self._segments.reached(push.version)
         await self._barrier()
 
@@ -172,9 +187,28 @@ class Server:
         async with self._verifying:
             answers = []
             for chunk in range(first_chunk, first_chunk + count):
-                present, tags, bad = await self._ask_engine(volume_id, chunk, VERIFY_TIMEOUT_SECONDS)
+                ask = partial(self._target.verify, volume_id=volume_id, chunk_index=chunk)
+                present, tags, bad = await self._ask_engine(ask, VERIFY_TIMEOUT_SECONDS)
                 answers.append([present, tags, bad] if present else [False, None, None])
             return answers
+
+    def repair(self, volume_id: int, chunks: Iterable[int]) -> None:
+        """Has bad blocks of these chunks rewritten from their other copy, soon."""
+        for chunk in chunks:
+            self._target.repair(volume_id, chunk)
+
+    async def corrupt(self, volume_id: int, chunk: int, block: int) -> None:
+        """Flips bytes of a stored block. NotFoundError: no copy here; ConflictError: never written; DeviceError."""
+        ask = partial(self._target.corrupt, volume_id=volume_id, chunk_index=chunk, block=block)
+        (error,) = await self._ask_engine(ask, BARRIER_TIMEOUT_SECONDS)
+        if error == errno.ENOENT:
+            raise NotFoundError(
+                f"this SDS holds nothing of chunk {chunk}: it has no copy, or nothing was written to it"
+            )
+        if error == errno.ENODATA:
+            raise ConflictError(f"block {block} of chunk {chunk} is not written: there is nothing to corrupt")
+        if error:
+            raise DeviceError(f"block {block} of chunk {chunk} cannot be corrupted: {os.strerror(error)}")
 
     def stats(self) -> dict[str, Any]:
         return self._target.stats() | {"scrub_finished": self._scrubbed_at}
@@ -291,10 +325,10 @@ class Server:
     def _on_checkpoint(self, generation: int, chunks: int, seconds: float) -> None:
         self._log.debug("checkpoint", generation=generation, chunks=chunks, seconds=seconds)
 
-    def _on_verified(self, token: int, present: bool, tags: bytes, bad: bytes) -> None:
+    def _on_answer(self, token: int, *said: Any) -> None:
         if (waiting := self._answers.pop(token, None)) is not None:
             event, answer = waiting
-            answer.append((present, tags, bad))
+            answer.append(said)
             event.set()
 
     def _on_purged(self, volume_id: int) -> None:
@@ -355,8 +389,20 @@ class Server:
         finally:
             self._making_sure = False
 
-    async def _relearn(self, volume_id: int) -> bool:
-        """Asks the MDM about the volume and tells the engine; False when the MDM's answer cannot be used."""
+    async def _learn_to_copy(self, volume_id: int) -> None:
+        """Nobody may have used the volume since we started, but now its copies change."""
+        self._learning.add(volume_id)
+        try:
+            while not await self._relearn(volume_id, True):  # noqa: ASYNC110 - it is the question that is asked again
+                await trio.sleep(RETRY_SECONDS)
+        finally:
+            self._learning.discard(volume_id)
+
+    async def _relearn(self, volume_id: int, whole: bool = False) -> bool:
+        """Asks the MDM about the volume and tells the engine; False when the MDM's answer cannot be used.
+
+        ``whole``: all of its map is needed, since chunks are copied without anybody asking for them.
+        """
         try:
             info = await self._volumes.refresh(volume_id)
         except NotFoundError:
@@ -366,8 +412,8 @@ class Server:
             self._log.error("volume cannot be looked up", volume=volume_id, reason=error.message)
             return False
         else:
-            if await self._learn(volume_id, info):
-                self._spawn(self._segments.prefetch, volume_id, info.segments)
+            if await self._learn(volume_id, info) or whole:
+                self._spawn(partial(self._segments.prefetch, volume_id, info.segments, whole=whole))
         return True
 
     async def _learn(self, volume_id: int, info: VolumeInfo) -> bool:
@@ -416,16 +462,17 @@ class Server:
 
     async def _barrier(self) -> None:
         """Returns when the engine has carried out all commands given before: it takes them in order, answering this."""
-        await self._ask_engine(0, 0, BARRIER_TIMEOUT_SECONDS)
+        await self._ask_engine(partial(self._target.verify, volume_id=0, chunk_index=0), BARRIER_TIMEOUT_SECONDS)
 
-    async def _ask_engine(self, volume_id: int, chunk: int, timeout_seconds: float) -> Verified:
+    async def _ask_engine(self, ask: Callable[[int], None], timeout_seconds: float) -> tuple[Any, ...]:
+        """What the engine says to the token that ``ask`` gives it."""
         self._tokens += 1
         token = self._tokens
-        event, answer = trio.Event(), list[Verified]()
+        event, answer = trio.Event(), list[tuple[Any, ...]]()
         self._answers[token] = (event, answer)
         try:
             with trio.fail_after(timeout_seconds):
-                self._target.verify(token, volume_id, chunk)
+                ask(token)
                 await event.wait()
         except trio.TooSlowError:
             raise TimedOutError(f"the engine did not answer within {timeout_seconds:g} s") from None

@@ -1,4 +1,4 @@
-"""The soak and the failover program as a user runs them, for some seconds."""
+"""The soak, the failover and the rebuild program as a user runs them, for some seconds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pfvol.constants import CHUNK_SIZE_BYTES
 from tools.demo import hosts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,3 +59,16 @@ def test_stalls_are_measured(tmp_path: Path) -> None:
     assert [one["fault"] for one in figures["measured"]] == ["killed", "hangs"]
     assert all(one["ios"] > 100 for one in figures["measured"])
     assert all(0 < one["stall_seconds"] < 60 for one in figures["measured"])
+
+
+@pytest.mark.timeout(150)
+def test_lost_copies_are_made_again_under_load(tmp_path: Path) -> None:
+    """Goal: the plan's scenario B in small: nothing is lost, no slot is left; what it costs is not for here."""
+    output = tmp_path / "figures"
+    words = ["--sds-mib", "64", "--limits", "40", "--no-change", "--turns", "", "--delay", "1", "--quiet-seconds", "1"]
+    limits = ["--p99-ratio-max", "1000", "--rate-error-max", "1", "--seed", "11"]
+    assert "passed" in run("tools.soak.rebuild", *words, *limits, "--output", str(output))
+    (one,) = json.loads(output.read_text())["rounds"]
+    assert one["bytes"] >= 12 * CHUNK_SIZE_BYTES  # a quarter of the copies, and what was written twice meanwhile
+    assert one["free_slots"] == 0
+    assert one["took_seconds"] > 0.5 * one["bytes"] / 40_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class FakeMdm:
         self.reports: list[dict[str, Any]] = []
         self.incarnation = 0
         self.renewals = 0
+        self.before_segment: Callable[[dict[str, Any]], Awaitable[None]] | None = None
+        """What happens between a question for the map and its answer."""
 
     def opened(self, session: Any) -> None:
         self.sessions.append(session)
@@ -60,6 +62,8 @@ class FakeMdm:
             case "sdc.volumes":
                 return {"volumes": self.list()}
             case "map.segment":
+                if self.before_segment is not None:
+                    await self.before_segment(params)
                 return segment((1, 1, 2))
             case "sdc.report":
                 self.reports.append(params["stats"])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from pfvol.sdc import records
 from tests.support.cluster import mountpoints
 from tests.support.processes import running
 from tests.support.waiting import poll_until
@@ -108,6 +111,7 @@ def test_a_cluster_serves_across_namespaces(name: str) -> None:
     assert demo.main(["--name", name, "cut", "sds1", "sds2"]) == 0
     assert demo.main(["--name", name, "heal"]) == 0
     assert demo.main(["--name", name, "cut", "nobody"]) == 1
+    an_sdc_that_reaches_one_server_reads_and_goes_on_when_healed(hosts, volume)
     before = hosts.process("sds1")
     assert demo.main(["--name", name, "kill", "sds1"]) == 0
     assert hosts.process("sds1") is None
@@ -118,6 +122,30 @@ def test_a_cluster_serves_across_namespaces(name: str) -> None:
     with volume.open("rb") as file:
         assert file.read(6) == b"across"
     assert "sds2" in hosts.pfvol("sdc1", "sds", "list")
+
+
+def an_sdc_that_reaches_one_server_reads_and_goes_on_when_healed(hosts: Hosts, volume: Path) -> None:
+    """Goal: what the other server leads can be read; writes wait, and go on soon after the cut, however long it was:
+    the connection is given up, where the kernel would try it at twice the interval each time."""
+    chunk_bytes, chunks = 4 * 1024**2, range(16)
+    with ThreadPoolExecutor(16) as threads, volume.open("r+b", buffering=0) as file:
+
+        def write(chunk: int) -> int:
+            return os.pwrite(file.fileno(), b"cut" * 1000, chunk * chunk_bytes + 8192)
+
+        def read(chunk: int) -> int:
+            return len(os.pread(file.fileno(), 4096, chunk * chunk_bytes))
+
+        log = records.file_of(hosts.directory("sdc1"), str(hosts.mountpoint("sdc1")), "log")
+        assert list(threads.map(write, chunks)) == [3000] * 16
+        hosts.cut("sdc1", "sds1")
+        writes = [threads.submit(write, chunk) for chunk in chunks]
+        poll_until(lambda: "lost the connection to an SDS" in log.read_text(), 8, "the connection given up")
+        waiting = [write for write in writes if not write.done()]
+        assert 0 < len(waiting) < 16
+        assert [read(chunk) for chunk in chunks] == [4096] * 16
+        hosts.heal()
+        assert [write.result(5) for write in writes] == [3000] * 16
 
 
 def test_nothing_is_left_of_a_run_that_is_terminated(name: str, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ async def test_only_the_chunks_of_the_failed_disk_are_given_up_and_come_back_on_
         for chunk in gone:
             engines.change(VOLUME, chunk, TWO, 0, ONE)
         await poll_until_async(
-            lambda: {row[1] for _, rows in engines[TWO].told("learned") for row in rows} >= set(gone), what="learned"
+            lambda: {row[1] for _, rows, _ in engines[TWO].told("learned") for row in rows} >= set(gone), what="learned"
         )
         for chunk in gone:
             engines.change(VOLUME, chunk, TWO, ONE)

@@ -199,7 +199,7 @@ async def test_when_the_last_copy_is_away_the_volume_says_for_whom_it_waits(tmp_
         await back(made, mdm, s2)
         volume = await mdm.client.get("/vol/v")
         assert volume["health"] == "FAILED"
-        assert volume["reasons"][0].endswith("waiting for SDS s1")
+        assert "waiting for SDS s1 (if it is gone for good: pfvol sds promote s2" in volume["reasons"][0]
         await back(made, mdm, s1)
         assert (await mdm.client.get("/vol/v"))["health"] == "DEGRADED"
 

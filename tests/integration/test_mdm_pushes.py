@@ -11,7 +11,8 @@ import trio
 from mdm.commands import CreateVolume, MapVolume, SetLearners
 from mdm.pushes import PUSH_SEGMENTS_MAX, REPLACED_FIRST_SECONDS_MAX
 from mdm.witness import PING_SECONDS_MAX
-from tests.support.mdmdaemon import Core, FakeSds, back, chunks_of, core_cluster, never, until
+from pfvol.rpc.session import IN_FLIGHT_MAX
+from tests.support.mdmdaemon import Core, FakeSds, back, chunks_of, core_cluster, never, running_core, until
 from tests.support.waiting import poll_until_async
 
 GIB = 1024**3
@@ -112,6 +113,32 @@ async def test_a_move_is_settled_too_when_a_member_has_registered_again_and_conf
         await poll_until_async(left_out)
 
 
+async def test_a_move_that_nobody_has_confirmed_stays_unsettled_when_the_mdm_is_started_again(tmp_path: Path) -> None:
+    """The newcomer, who knows of it, must not take over from those who may still serve each other."""
+    async with core_cluster(tmp_path) as (mdm, _made, (s1, s2, old3)):
+        volume_id, chunk = await moving(mdm, s1, s2, old3)
+        for sds in (s1, s2):
+            sds.answers["map.changed"] = never
+        await s1.learned(old3, [[volume_id, chunk, 2]])
+        await until(lambda: old3.version == 3, "the learner has the map")
+        _, primary, secondary, _, left = old3.entries(volume_id)[chunk]
+        assert (secondary, {primary, left}) == (old3.sds_id, {s1.sds_id, s2.sds_id})
+    for _ in range(2):  # It stays so.
+        async with running_core(tmp_path) as (mdm, made):
+            s3 = await back(made, mdm, old3, incarnation=1)
+            stays, other = (s1, s2) if primary == s1.sds_id else (s2, s1)
+            answer = await s3.leave_out(stays, chunks=[[volume_id, chunk]])
+            assert answer == {"left": 0, "dead": False, "version": 3}
+            assert mdm.state.moved_version == 3
+    async with running_core(tmp_path) as (mdm, made):
+        s3 = await back(made, mdm, old3, incarnation=1)
+        await back(made, mdm, other, incarnation=1)
+        await until(lambda: mdm.state.moved_version == 0, "it is known that the move is settled")
+        assert (await s3.leave_out(stays, chunks=[[volume_id, chunk]]))["left"] == 1
+    async with running_core(tmp_path) as (mdm, made):  # What is settled holds nobody up.
+        assert mdm.orchestrator.pushes.inherited() == frozenset()
+
+
 # -- pushes
 
 
@@ -157,6 +184,21 @@ async def test_an_sds_that_registers_again_starts_from_its_answer(tmp_path: Path
         await mdm.run(SetLearners(choices={volume_id: [(chunk, 3, s3.sds_id or 0)]}))
         (params,) = await again.wait_told("map.changed")
         assert (params["version"], len(params["segments"])) == (4, 1)
+
+
+async def test_many_volumes_that_are_verified_at_once_hold_no_map_up(tmp_path: Path) -> None:
+    async with core_cluster(tmp_path) as (mdm, _made, (s1, s2, s3)):
+        volume_id = await make_volume(mdm)
+        for sds in (s1, s2, s3):
+            sds.answers["verify"] = never
+        async with trio.open_nursery() as nursery:
+            for _ in range(IN_FLIGHT_MAX):
+                nursery.start_soon(mdm.orchestrator.verify_volume, volume_id)
+            await s3.wait_told("verify")
+            await s1.leave_out(s2)
+            await until(lambda: s1.version == s2.version == s3.version == 2, "everybody has the map")
+            nursery.cancel_scope.cancel()
+        assert not any(sds.session.closed.is_set() for sds in (s1, s2, s3))
 
 
 async def test_an_sdc_hears_which_segments_of_its_volumes_have_changed(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import socket
 import time
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ async def learned(engines: Engines, chunks: int = 1, primary: int = PRIMARY) -> 
     """Waits until the primary has said of so many chunks, with their newest epochs, that the learner has them."""
 
     def told() -> bool:
-        said = [chunk for _, found in engines[primary].told("learned") for chunk in found]
+        said = [chunk for _, found, _ in engines[primary].told("learned") for chunk in found]
         return len({chunk for chunk in said if chunk[2] == engines.epoch(*chunk[:2])}) >= chunks
 
     await poll_until_async(told, what=f"{chunks} chunks learned")
@@ -232,8 +233,9 @@ async def test_a_write_waits_for_a_learner_that_was_lost_after_it_was_told_of(tm
         assert await engines.read(other, VOLUME, 0, 0, 2 * BLOCK) == b"x" * BLOCK + b"y" * BLOCK
 
 
-@pytest.mark.parametrize("rate", [20_000_000, 40_000_000])
-async def test_copying_keeps_to_its_rate(tmp_path: Path, rate: int) -> None:
+@pytest.mark.parametrize(("rate", "retold"), [(20_000_000, False), (40_000_000, False), (20_000_000, True)])
+async def test_copying_keeps_to_its_rate(tmp_path: Path, rate: int, retold: bool) -> None:
+    """Goal: also while its share of the pool's limit changes all the time."""
     chunks = rate // 2_000_000
     async with running_engines(tmp_path, 2) as engines:
         engines.set_rate(0)
@@ -245,7 +247,13 @@ async def test_copying_keeps_to_its_rate(tmp_path: Path, rate: int) -> None:
         assert primary.stats()["resync_bytes"] == 0
         engines.set_rate(rate)
         began = time.monotonic()
-        await poll_until_async(lambda: primary.stats()["resync_bytes"] == chunks * CHUNK, what="all of it")
+        shares = cycle([rate * 99 // 100, rate * 101 // 100] if retold else [rate])
+
+        def all_of_it() -> bool:
+            engines.set_rate(next(shares))
+            return primary.stats()["resync_bytes"] == chunks * CHUNK
+
+        await poll_until_async(all_of_it, what="all of it")
         seconds = time.monotonic() - began
         assert abs(chunks * CHUNK / seconds / rate - 1) < 0.15
         await learned(engines, chunks)
@@ -269,7 +277,7 @@ async def test_a_full_learner_is_tried_again_and_holds_nobody_up(tmp_path: Path)
         learner = engines[LEARNER].target
         await poll_until_async(lambda: learner.stats()["replicate_ops"] > before + 8, what="a third time")
         assert time.monotonic() - began > 0.9  # four steps at a time, a second apart
-        (_, chunks), *more = engines[PRIMARY].told("learned")
+        (_, chunks, _), *more = engines[PRIMARY].told("learned")
         assert (len(chunks), more) == (1, [])
         left = 1 - chunks[0][1]
         for _ in range(10):

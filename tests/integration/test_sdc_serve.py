@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -147,6 +148,42 @@ async def test_a_changed_map_is_fetched(tmp_path: Path) -> None:
         await it.mdm.tell("map.changed", volume_id=1, segments=[7])  # none of ours
         await it.mdm.tell("map.changed", volume_id=1, segments=None)
         await poll_until_async(lambda: value(it.mdm.count("map.segment") == before + 2), what="all of it again")
+
+
+async def test_a_map_that_changes_while_it_is_fetched_for_the_first_time_is_fetched_again(tmp_path: Path) -> None:
+    """The news may overtake an answer that was made before it."""
+    async with world(tmp_path) as it:
+        asked: list[int] = []
+
+        async def change(params: dict[str, Any]) -> None:
+            if params["volume_id"] == 2:
+                asked.append(params["segment"])
+                if len(asked) == 1:
+                    await it.mdm.tell("map.changed", volume_id=2, segments=[0])
+
+        it.mdm.before_segment = change
+        it.mdm.map(2, 16 * MIB)
+        await it.mdm.tell("volumes.changed")
+        await poll_until_async(lambda: value(asked == [0, 0]), what="the map fetched again")
+
+
+async def test_a_volume_that_was_away_for_a_moment_gets_its_map(tmp_path: Path) -> None:
+    """Unmapped and mapped again before the SDC heard of it: it was denied the map, and the engine asks only once."""
+    async with world(tmp_path) as it:
+        denied: list[int] = []
+
+        async def deny(params: dict[str, Any]) -> None:
+            if params["volume_id"] == 2 and len(denied) < 2:
+                denied.append(params["segment"])
+                raise NotFoundError("volume number 2 is not mapped to me")
+
+        it.mdm.before_segment = deny
+        it.mdm.map(2, 16 * MIB)
+        await it.mdm.tell("volumes.changed")
+        await it.shows(it.file(2).exists, "the volume's file")
+        with trio.fail_after(10):
+            await thread(write, it.file(2), 0, b"x" * 4096)
+        assert denied == [0, 0]
 
 
 async def test_while_an_sds_is_away_the_map_of_what_it_serves_is_asked_for_again(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ class Mdm:
             "peers": [],
             "purge": self.purge,
             "volumes": [],
+            "learning": [],
         }
 
     @asynccontextmanager

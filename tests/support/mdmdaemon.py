@@ -142,7 +142,8 @@ class FakeSds:
         return answer
 
     async def learned(self, learner: FakeSds, chunks: list[list[int]]) -> dict[str, Any]:
-        answer: dict[str, Any] = await self.session.call("sds.learned", {"learner": learner.sds_id, "chunks": chunks})
+        params = {"learner": learner.sds_id, "chunks": chunks, "resync_bytes": 0}
+        answer: dict[str, Any] = await self.session.call("sds.learned", params)
         return answer
 
     def told(self, method: str) -> list[dict[str, Any]]:
@@ -244,16 +245,22 @@ async def cluster(directory: Path, sds: int = 3) -> AsyncIterator[tuple[Mdm, Nod
 
 
 @asynccontextmanager
-async def core_cluster(directory: Path, sds: int = 3) -> AsyncIterator[tuple[Core, Nodes, list[FakeSds]]]:
-    """As ``cluster``, with pool 1 and SDSs 1.., and no API."""
+async def running_core(directory: Path) -> AsyncIterator[tuple[Core, Nodes]]:
+    """Again on the same directory is a restart."""
     secret = bytes(32)
     async with Manager.open(directory / "mdm.sqlite") as manager, trio.open_nursery() as nursery:
         orchestrator = Orchestrator(manager, Membership())
         server = Server(Control(orchestrator), secret=secret, cluster_id=manager.state.cluster.cluster_id)
         await nursery.start(orchestrator.run)
         control = await nursery.start(server.run, "127.0.0.1", 0)
-        core = Core(orchestrator, control, secret)
-        made = Nodes(nursery)
+        yield Core(orchestrator, control, secret), Nodes(nursery)
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def core_cluster(directory: Path, sds: int = 3) -> AsyncIterator[tuple[Core, Nodes, list[FakeSds]]]:
+    """As ``cluster``, with pool 1 and SDSs 1.., and no API."""
+    async with running_core(directory) as (core, made):
         pd_id = await core.run(CreateProtectionDomain(name="pd"))
         await core.run(CreatePool(pd_id=pd_id, name="pool", capacity_bytes=1024 * GIB, spare_percent=0))
         all_sds = []
@@ -263,7 +270,6 @@ async def core_cluster(directory: Path, sds: int = 3) -> AsyncIterator[tuple[Cor
             await one.serve()
             all_sds.append(one)
         yield core, made, all_sds
-        nursery.cancel_scope.cancel()
 
 
 def chunks_of(entries: list[tuple[int, ...]], primary: FakeSds, secondary: FakeSds | None) -> list[int]:

@@ -174,6 +174,7 @@ async def running_sds(
             "peers": [],
             "purge": [],
             "volumes": [],
+            "learning": [],
             "map_version": 1,
             "resync": {},
         }

@@ -108,3 +108,32 @@ def test_learners_that_do_not_learn_are_noticed() -> None:
     seen.now += STUCK_SECONDS
     assert seen.see(copying=10) is RebuildState.STALLED
     assert seen.see(copying=10, copied=4096) is RebuildState.IN_PROGRESS
+
+
+def test_only_waiting_after_a_start_that_copied_nothing_is_no_rebuild() -> None:
+    """Goal: chunks that learn for a moment, before the loss of their SDS is known, are no rebuild that waits."""
+    seen = Watched()
+    assert seen.see(copying=3, degraded=3) is RebuildState.IN_PROGRESS
+    assert seen.see(waiting=100, degraded=100) is RebuildState.IDLE
+    assert seen.see(copying=100, degraded=100) is RebuildState.IN_PROGRESS
+    assert seen.see(copying=60, degraded=60, copied=40 * MIB4) is RebuildState.IN_PROGRESS
+    assert seen.see(waiting=60, degraded=60) is RebuildState.IN_PROGRESS
+
+
+def test_the_time_left_follows_the_bytes() -> None:
+    """Goal: chunks that learn together are whole together, so their number says nothing of what is left meanwhile."""
+    seen = Watched()
+    seen.see(copying=100)
+    for _ in range(4):
+        seen.see(copying=100, copied=5 * MIB4)
+        assert seen.progress.status.percent == 0
+    assert seen.progress.status.eta_seconds == 20.0
+    seen.see(copying=80, copied=5 * MIB4)
+    assert seen.progress.status.eta_seconds == 16.0
+
+
+def test_nearly_done_is_not_done() -> None:
+    seen = Watched()
+    seen.see(copying=10000)
+    seen.see(copying=1)
+    assert seen.progress.status.percent == 99.9

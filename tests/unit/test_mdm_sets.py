@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mdm import health
-from mdm.commands import DeleteVolume, ForceAlone, JoinLearners, LeaveOut, SetLearners, SetSdsState, Withdraw
+from mdm.commands import DeleteVolume, JoinLearners, LeaveOut, SetLearners, SetSdsState, Withdraw
 from mdm.events import EventType
 from mdm.model import Health, Joined
 from mdm.segments import Entry, Roles, entry_of
@@ -276,55 +276,6 @@ def test_nobody_hands_its_copies_to_one_that_has_restarted() -> None:
     with pytest.raises(ConflictError):
         withdraw(world, 1, 2, led, incarnation=world.state.sds[2].incarnation + 1)
     assert where(world, pair(1, 2)) == led
-
-
-# -- forced
-
-
-def test_an_older_copy_serves_only_when_it_is_forced_to() -> None:
-    world = make()
-    leave(world, 1, 2)
-    alone = where(world, pair(1, 0))
-    world.run(SetSdsState(sds_id=1, state="DOWN"))
-    assert health_of(world) is Health.FAILED
-    assert world.run(ForceAlone(sds_id=2, volume_id=1, chunks=frozenset(alone[:1]))) == 1
-    assert entry(world, alone[0]) == (3, (2, 0, 1, 1))
-    followed = len(where(world, pair(2, 1)) + where(world, pair(1, 2)))
-    assert world.run(ForceAlone(sds_id=2)) == len(alone) - 1 + followed
-    told = [event for event in world.events if event.type is EventType.DATA_LOSS_ACCEPTED]
-    assert [event.sds_id for event in told] == [2, 2]
-    assert "lost" in told[0].message
-
-
-def test_a_member_is_forced_to_go_on_without_the_other_that_is_down() -> None:
-    """It has come back without agreeing with its pair, which never will."""
-    world = make()
-    chunk = where(world, pair(1, 2))[0]
-    assert world.run(ForceAlone(sds_id=2, volume_id=1)) == 0, "the other one serves"
-    world.run(SetSdsState(sds_id=1, state="DOWN"))
-    assert world.run(ForceAlone(sds_id=2, volume_id=1)) > 0
-    assert entry(world, chunk).roles == (2, 0, 1, 1)
-    assert world.run(ForceAlone(sds_id=2, volume_id=1)) == 0
-
-
-def test_who_gave_its_copy_back_cannot_be_forced_to_serve_it() -> None:
-    world = make()
-    chunk = where(world, pair(1, 2))[0]
-    withdraw(world, 1, 2, [chunk])
-    world.run(SetSdsState(sds_id=2, state="DOWN"))
-    assert world.run(ForceAlone(sds_id=1, volume_id=1, chunks=frozenset({chunk}))) == 0
-
-
-def test_what_cannot_be_forced() -> None:
-    world = make()
-    world.run(SetSdsState(sds_id=1, state="DOWN"))
-    with pytest.raises(ConflictError):
-        world.run(ForceAlone(sds_id=1))
-    with pytest.raises(InvalidError):
-        world.run(ForceAlone(sds_id=2, chunks=frozenset({1})))
-    world.run(SetSdsState(sds_id=2, state="DOWN"))
-    strangers = where(world, lambda roles: 3 not in roles.holders)
-    assert world.run(ForceAlone(sds_id=3, volume_id=1, chunks=frozenset(strangers))) == 0
 
 
 def test_a_deleted_volume_is_purged_from_who_had_it_once() -> None:

@@ -11,6 +11,7 @@ import pytest
 from sdcengine_fakes import BLOCK, CHUNK, INODE, VOLUME, Close, Rig, Silent, only, rig, segment
 
 from datapath import wire
+from pfvol.constants import EPOCH_ERA
 
 
 def flushes(r: Rig) -> dict[int, int]:
@@ -360,6 +361,23 @@ def test_flush_of_a_server_that_hangs_and_is_out_of_the_set_does_not_wait_a_seco
         assert time.monotonic() - started < 0.9
 
 
+def test_server_is_asked_after_all_when_who_vouched_for_it_leaves_before_the_flush_ends() -> None:
+    with rig(sds=3) as r:
+        r.map = segment((1, 1, 2), (1, 3, 0))
+        dirty(r)
+        r.write(CHUNK, b"w")
+        for n in (1, 3):
+            r.sds[n].rule = only(wire.OP_FLUSH, Silent, times=1)
+        token = r.start("flush")
+        r.until(lambda: flushes(r) == {1: 1, 2: 1, 3: 1})
+        asked = time.monotonic()
+        r.until(lambda: time.monotonic() - asked > 1.5)  # 2 has vouched for 1 by now; 3 is still waited for
+        r.engine.set_segment(VOLUME, 0, segment((2, 1, 0), (1, 3, 0)))
+        r.sds[3].reset()  # it is asked again, and answers
+        assert r.finish(token)[0] == 0
+        assert flushes(r) == {1: 2, 2: 1, 3: 2}
+
+
 def test_late_answer_to_a_flush_that_was_spared_is_dropped_and_the_connection_stays() -> None:
     with rig(deadline=20) as r:
         dirty(r)
@@ -396,6 +414,16 @@ def test_change_of_the_map_that_was_missed_counts_as_having_been_out() -> None:
         told(r, 3, 1, 2)
         power_cycle(r, 1)
         assert r.do("flush")[0] == errno.EIO
+
+
+@pytest.mark.parametrize(("epoch", "expected"), [(3, 0), (4, errno.EIO)])
+def test_primary_may_have_been_out_when_three_changes_were_missed(epoch: int, expected: int) -> None:
+    """Out, back as a secondary, and leading again: 2, alone meanwhile, lost its memory."""
+    with rig() as r:
+        dirty(r)
+        told(r, epoch, 1, 2)
+        power_cycle(r, 2)
+        assert r.do("flush")[0] == expected
 
 
 def test_server_that_stayed_vouches_though_the_other_lost_its_memory() -> None:
@@ -518,4 +546,38 @@ def test_loss_that_the_engine_finds_by_itself_is_told_to_the_next_flush() -> Non
         r.until(lambda: r.engine.stats()["sds"][1]["in_flight"] == 0)
         assert not r.seen("io_error")
         assert r.do("flush")[0] == errno.EIO
+        assert r.do("flush")[0] == 0
+
+
+@pytest.mark.parametrize(("entry", "there"), [((2, 2, 0), False), ((2, 2, 0), True), ((5, 2, 1), True)])
+def test_what_was_written_before_an_older_copy_was_forced_is_told_of_as_lost(
+    entry: tuple[int, int, int], there: bool
+) -> None:
+    """1 had it alone; 2, which had left, was made to serve. 1 may be gone, or come back and say that its disk has all
+    of it, and changes of the map may have been missed."""
+    with rig(deadline=20) as r:
+        r.map = segment((1, 1, 0))
+        dirty(r)
+        if not there:
+            gone(r, 1)
+        told(r, EPOCH_ERA + entry[0], *entry[1:])
+        started = time.monotonic()
+        assert r.do("flush")[0] == errno.EIO
+        assert time.monotonic() - started < 5
+        assert r.seen("forced") == [("forced", VOLUME, 0)]
+        assert r.do("flush")[0] == 0, "it is told once"
+        if there:
+            dirty(r)
+        else:
+            r.write(0, b"w" * BLOCK)
+        assert r.do("flush")[0] == 0
+
+
+def test_a_forced_copy_is_no_loss_for_what_was_flushed() -> None:
+    with rig() as r:
+        r.map = segment((1, 1, 0))
+        dirty(r)
+        assert r.do("flush")[0] == 0
+        told(r, EPOCH_ERA + 2, 2, 0)
+        r.until(lambda: r.seen("forced"))
         assert r.do("flush")[0] == 0

@@ -352,9 +352,9 @@ async def test_what_a_learner_has_is_told_until_it_is_answered(
     async with world() as it:
         it.answers = [error] * 5 + [{"joined": 1, "version": 4}]
         with capture_logs() as lines:
-            it.membership.learned(PEER, [(9, 0, 12)])
+            it.membership.learned(PEER, [(9, 0, 12)], 4096)
             await trio.sleep(60)
-        assert it.asked == [("sds.learned", {"learner": PEER, "chunks": [[9, 0, 12]]})] * 6
+        assert it.asked == [("sds.learned", {"learner": PEER, "chunks": [[9, 0, 12]], "resync_bytes": 4096})] * 6
         assert it.asked_at[-1] - it.asked_at[0] >= 5 * ASK_AGAIN_SECONDS
         assert len(lines) == 1
 
@@ -365,28 +365,28 @@ async def test_news_of_a_learner_that_comes_meanwhile_goes_with_the_next_call(
     async with world() as it:
         it.gate = trio.Event()
         it.answers = [{"joined": 1, "version": 4}] * 9
-        it.membership.learned(PEER, [(9, 0, 12)])
+        it.membership.learned(PEER, [(9, 0, 12)], 4096)
         await trio.sleep(0.1)
-        it.membership.learned(PEER, [(9, 1, 3)])
-        it.membership.learned(PEER, [(9, 0, 13)])
-        it.membership.learned(3, [(9, 5, 1)])
+        it.membership.learned(PEER, [(9, 1, 3)], 5000)
+        it.membership.learned(PEER, [(9, 0, 13)], 6000)
+        it.membership.learned(3, [(9, 5, 1)], 7000)
         await trio.sleep(0.1)
         it.gate.set()
         await trio.sleep(0.1)
         assert [params for _, params in it.asked] == [
-            {"learner": PEER, "chunks": [[9, 0, 12]]},
-            {"learner": 3, "chunks": [[9, 5, 1]]},
-            {"learner": PEER, "chunks": [[9, 0, 13], [9, 1, 3]]},
+            {"learner": PEER, "chunks": [[9, 0, 12]], "resync_bytes": 4096},
+            {"learner": 3, "chunks": [[9, 5, 1]], "resync_bytes": 7000},
+            {"learner": PEER, "chunks": [[9, 0, 13], [9, 1, 3]], "resync_bytes": 7000},
         ]
-        it.membership.learned(PEER, [(9, 0, 14)])
+        it.membership.learned(PEER, [(9, 0, 14)], 8000)
         await trio.sleep(0.1)
-        assert it.asked[-1][1] == {"learner": PEER, "chunks": [[9, 0, 14]]}
+        assert it.asked[-1][1] == {"learner": PEER, "chunks": [[9, 0, 14]], "resync_bytes": 8000}
 
 
 async def test_a_great_many_chunks_go_in_several_calls(autojump_clock: trio.testing.MockClock) -> None:
     async with world() as it:
         it.answers = [{"joined": 1, "version": 4}] * 9
-        it.membership.learned(PEER, [(9, chunk, 1) for chunk in range(CHUNKS_PER_CALL_MAX + 1)])
+        it.membership.learned(PEER, [(9, chunk, 1) for chunk in range(CHUNKS_PER_CALL_MAX + 1)], 0)
         await trio.sleep(1)
         assert [len(params["chunks"]) for _, params in it.asked] == [CHUNKS_PER_CALL_MAX, 1]
 

@@ -126,7 +126,7 @@ class Running:
 
 
 REPLY: dict[str, Any] = {"capability_key": KEY, "reserved_slots": 5, "peers": [], "purge": [], "volumes": []}
-REPLY |= {"map_version": 0, "resync": {}}
+REPLY |= {"map_version": 0, "resync": {}, "learning": []}
 
 
 @asynccontextmanager
@@ -465,7 +465,7 @@ async def test_a_change_of_the_map_is_confirmed_when_the_engine_has_it(autojump_
         sds.mdm.add()
         await sds.show(token())
         sds.engine.commands.clear()
-        await sds.server.map_changed(pushed(5, [VOLUME, 0, entries((2, 1))], [VOLUME + 1, 0, entries((2, 1))]))
+        await sds.server.map_changed(pushed(5, [VOLUME, 0, entries((2, 1))], [VOLUME + 1, 0, entries((2, 3))]))
         assert sds.engine.commands == [
             ("set_segment", VOLUME, 0, entries((2, 1)), 5),
             ("set_map_version", 5),
@@ -474,6 +474,33 @@ async def test_a_change_of_the_map_is_confirmed_when_the_engine_has_it(autojump_
         sds.engine.mute = True
         with pytest.raises(TimedOutError):
             await sds.server.map_changed(pushed(6))
+
+
+async def test_a_volume_that_nobody_uses_is_copied_all_the_same(autojump_clock: trio.testing.MockClock) -> None:
+    """Goal: the engine copies only what it knows; of a volume that was never mapped it hears when its copies change."""
+    async with serving() as sds:
+        sds.server.registered({**REPLY, "map_version": 4})
+        sds.mdm.add(size_bytes=100 * SEGMENT, mappings=())
+        sds.mdm.away = True
+        await sds.server.map_changed(pushed(5, [VOLUME, 99, entries((2, 1))]))
+        await sds.server.map_changed(pushed(6, [VOLUME, 98, entries((2, 1))]))
+        await trio.sleep(5)
+        assert sds.engine.named("set_volume") == []
+        sds.mdm.away = False
+        await trio.sleep(5)
+        assert sds.engine.named("set_volume") == [("set_volume", VOLUME, 100 * SEGMENT, False, False, POOL)]
+        assert sorted(command[2] for command in sds.engine.named("set_segment")) == list(range(100))
+
+
+async def test_a_volume_that_nobody_uses_is_known_from_the_start_when_it_is_copied(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with serving() as sds:
+        sds.mdm.add(size_bytes=100 * SEGMENT, mappings=())
+        sds.server.registered({**REPLY, "learning": [VOLUME]})
+        await trio.sleep(5)
+        assert len(sds.engine.named("set_volume")) == 1
+        assert sorted(command[2] for command in sds.engine.named("set_segment")) == list(range(100))
 
 
 async def test_a_change_of_the_map_is_not_confirmed_while_others_are_missing(
@@ -520,7 +547,7 @@ async def test_a_silent_peer_is_left_out() -> None:
 async def test_learners_are_told_of() -> None:
     async with serving() as sds:
         sds.mdm.replies |= {"sds.learned": {}, "sds.leave_out": {}}
-        sds.engine.say("learned", 2, [(VOLUME, 4, 7)])
+        sds.engine.say("learned", 2, [(VOLUME, 4, 7)], 4096)
         sds.engine.say("learner_lost", 2, [(VOLUME, 4)])
         await sds.settle()
         assert (sds.mdm.asked["sds.learned"], sds.mdm.asked["sds.leave_out"]) == (1, 1)

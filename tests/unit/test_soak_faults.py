@@ -34,13 +34,39 @@ def test_all_kinds_come_and_none_outlasts_the_deadline_of_an_io() -> None:
     rng = random.Random(1)
     drawn = [faults.draw(rng, SHAPE, list(KINDS)) for _ in range(2000)]
     assert {fault.kind for some in drawn for fault in some} == set(KINDS)
-    assert {len(some) for some in drawn} == {1, 2}
-    assert max(sum(fault.seconds for fault in some) for some in drawn) < 40
+    assert {len(some) for some in drawn} == set(faults.GROUP_SIZES)
+    assert max(faults.schedule(some, rng)[-1][0] for some in drawn) < 40
     hosts = {*SHAPE.nodes, *SHAPE.clients}
     for fault in (fault for some in drawn for fault in some):
         assert set(fault.hosts) | set(fault.others) <= hosts
         assert not set(fault.hosts) & set(fault.others)
         json.dumps(fault.document())
+
+
+def test_no_group_can_destroy_both_copies_of_a_block() -> None:
+    """Goal: what costs a copy comes alone, or with the MDM away; else an IO error would be nobody's fault."""
+    rng = random.Random(2)
+    drawn = [faults.draw(rng, SHAPE, list(KINDS)) for _ in range(2000)]
+    with_disks = [some for some in drawn if any(fault.kind in faults.DISKS for fault in some)]
+    assert any(len(some) > 1 for some in with_disks)
+    for some in with_disks:
+        assert some[0].kind in faults.DISKS
+        assert all(fault.hosts == (MDM,) for fault in some[1:])
+    assert faults.draw(rng, SHAPE, ["corrupt"])[0].kind == "corrupt"
+
+
+def test_what_is_ordered_through_the_mdm_is_undone_when_it_is_back() -> None:
+    rng = random.Random(3)
+    for _ in range(100):
+        group = [Fault("eio", ("sds1",), 0.5), Fault("kill-mdm", (MDM,), 3.0), Fault("freeze-mdm", (MDM,), 0.1)]
+        planned = faults.schedule(group, rng)
+        assert [at for at, *_ in planned] == sorted(at for at, *_ in planned)
+        assert planned[0][2:] == (False, group[0])
+        assert planned[-1][2:] == (True, group[0])
+        assert {(number, undone) for _, number, undone, _ in planned} == {
+            (n, u) for n in range(3) for u in (False, True)
+        }
+        assert all(sum(undone and fault is one for _, _, undone, fault in planned) == 1 for one in group)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +81,9 @@ def test_all_kinds_come_and_none_outlasts_the_deadline_of_an_io() -> None:
         ([Fault("kill-sds", ("sds1",), 1), Fault("kill-mdm", (MDM,), 1)], False),
         ([Fault("kill-mdm", (MDM,), 1), Fault("cut-servers", ("sds1",), 1, ("sds2",))], False),
         ([Fault("kill-sds", ("sds1",), 1), Fault("cut-pair", (MDM,), 1, ("sds2",))], True),
+        ([Fault("fail-sds", ("sds1",), 1)], False),
+        ([Fault("fail-sds", ("sds1",), 1), Fault("freeze-sds", ("sds2",), 1)], True),
+        ([Fault("slow-disk", ("sds1",), 1), Fault("freeze-sds", ("sds2",), 1)], False),
     ],
 )
 def test_only_a_restart_while_another_is_away_makes_servers_forget(injected: list[Fault], forgetful: bool) -> None:

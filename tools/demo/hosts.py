@@ -86,6 +86,8 @@ def directory_of(name: str) -> Path:
 class Hosts:
     """One cluster: ``make`` or ``attach``, and in the end ``clean(name)``."""
 
+    program = "pfvol.node"  # that each node is; tests have others, which take the same words
+
     def __init__(self, name: str, shape: Shape, network: Network) -> None:
         self.name = name
         self.shape = shape
@@ -197,9 +199,10 @@ class Hosts:
             for sdc in self.shape.clients:
                 client.post("/sdc/add", name=sdc)
 
-    def volume(self, name: str, size_bytes: int, sdcs: Sequence[str]) -> None:
+    def volume(self, name: str, size_bytes: int, sdcs: Sequence[str], *, thick: bool = False) -> None:
+        provisioning = "thick" if thick else "thin"
         with self.client() as client:
-            client.post("/vol/create", pool_id=POOL, name=name, size_bytes=size_bytes)
+            client.post("/vol/create", pool_id=POOL, name=name, size_bytes=size_bytes, provisioning=provisioning)
             for sdc in sdcs:
                 client.post("/vol/map", volume_id=name, sdc_id=sdc, access_mode="readWrite")
 
@@ -276,7 +279,7 @@ class Hosts:
         """Starts those that do not run; they come up by themselves."""
         for node in nodes:
             if self.process(node) is None:
-                words = [sys.executable, "-m", "pfvol.node", "--name", node, "--capabilities", self._capability(node)]
+                words = [sys.executable, "-m", self.program, "--name", node, "--capabilities", self._capability(node)]
                 argv = self.network.argv(node, [*words, "--config", str(self.configuration(node))])
                 self._processes[node] = childprocess.start_detached(argv, self.log(node), launch.environment())
 

@@ -95,10 +95,11 @@ async def chunks(
 
 
 @router.post("/{volume}/verify", response_model=schemas.VerifyReport)
-async def verify(volume: str, admin: AdminDep) -> Object:
+async def verify(volume: str, admin: AdminDep, body: schemas.VerifyVolume | None = None) -> Object:
     view = admin.view
     volume_id = view.find(Kind.VOLUME, volume)
-    report = await admin.orchestrator.verify_volume(volume_id)
+    asked = schemas.VerifyVolume.model_validate({}) if body is None else body
+    report = await admin.orchestrator.verify_volume(volume_id, asked.first, asked.count, repair=asked.repair)
     return view.verify_report(volume_id, view.state.volumes[volume_id].name, report)
 
 

@@ -1,0 +1,1 @@
+"""The MDM killed at every boundary of what it does: see ``run``."""
