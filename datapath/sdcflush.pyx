@@ -182,8 +182,9 @@ cdef void _verdict(Engine* e, Request* r) noexcept nogil:
         for i in range(r.pair_count):
             if _safe(e, r, &r.pairs[i]):
                 continue
-            again |= _take_back(r, r.pairs[i].primary)
-            again |= _take_back(r, r.pairs[i].secondary)
+            if r.volume.forced_at <= r.pairs[i].since:     # else nobody can vouch for it, and waiting changes nothing
+                again |= _take_back(r, r.pairs[i].primary)
+                again |= _take_back(r, r.pairs[i].secondary)
             if not again:
                 r.error = EIO
                 r.reason = WHY_FLUSH_LOST

@@ -551,6 +551,7 @@ cdef void apply(Engine* e, Op* op) noexcept nogil:
     if error == -ENOSPC:                                   # the host's file system is full: the copies may differ now
         if op.kind == KIND_WRITE or op.kind == KIND_DISCARD:
             unsync(e, op.chunk)
+            op.chunk.full = True
             op.full += 1
     elif error < 0:
         device_failed(e, &e.devices[op.chunk.device])

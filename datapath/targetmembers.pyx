@@ -74,6 +74,7 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
     chunk.gone = False
     chunk.alone = False
     chunk.failures = 0
+    chunk.full = False
     if member and old.left and old.left != entry.left and old.left != e.sds_id and not gate_open(e, old):
         chunk.hold_ns = max(chunk.hold_ns, e.peers[old.left].fence_ns)  # two members have left one after the other
     if not leads and member and entry.left and chunk.open_epoch < entry.epoch:
@@ -173,7 +174,7 @@ cdef void tell_leaving(Engine* e, Peer* p) noexcept nogil:
     for i in range(e.table_capacity):
         c = e.table[i]
         while c != NULL:
-            if (c.doubtful or chunk_lost(e, c)) and not chunk_missing(e, c):
+            if (c.doubtful or c.full or chunk_lost(e, c)) and not chunk_missing(e, c):
                 found[2 * count] = c.volume_id             # also of others' pairs: the MDM's map may be newer than ours
                 found[2 * count + 1] = c.index
                 count += 1

@@ -47,6 +47,7 @@ cdef void unsync(Engine* e, Chunk* c) noexcept nogil:
 cdef void agreed(Engine* e, Chunk* c) noexcept nogil:
     c.doubtful = c.peer_doubtful = c.untold = c.bad = c.alone = False
     c.failures = c.told_by = 0
+    c.full = False
     c.gone = False
     c.certain = e.unsure
     if c.unsynced:

@@ -165,6 +165,7 @@ cdef struct Chunk:
     uint64_t hold_ns                 # not served before: an earlier member that left may still serve
     uint32_t open_epoch              # the primary has said that whoever left before this epoch serves no more
     uint64_t retry_ns                # unsynced: the agreement failed, not tried again before
+    bint full                        # no room here for a write that the secondary may have: until they agree
     uint32_t failures                # of its agreement, because of one side's disk
     bint alone                       # the MDM is being asked to leave the secondary out: it stays unsynced until then
     bint certain                     # unsure engine: it is known that it has no slot here

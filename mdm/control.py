@@ -144,6 +144,7 @@ class Control:
         except BaseException:
             self._withdraw(sds.sds_id, runtime)
             raise
+        await faults.note(self._orchestrator, sds.sds_id, suffers, is_newest=True)
         # Meanwhile the session may have ended, or the node connected again: then this answer goes nowhere.
         if session.closed.is_set() or self._membership.nodes.get(name) is not candidate:
             self._withdraw(sds.sds_id, runtime)
@@ -152,7 +153,6 @@ class Control:
             raise NotFoundError(f"SDS {sds.name} was removed")
         candidate.sds_id = sds.sds_id
         self._ids[session] = sds.sds_id
-        await faults.note(self._orchestrator, sds.sds_id, suffers, is_newest=True)
         reply = self._admission(session, sds.sds_id, serving=bool(devices))
         if params.get("unsure"):
             # It has to compare all that it may have had with the other copies.

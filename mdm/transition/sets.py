@@ -119,6 +119,7 @@ def settle_moves(draft: Draft, command: commands.SettleMoves) -> None:
 
 def set_learners(draft: Draft, command: commands.SetLearners) -> int:
     changes = Changes(draft)
+    unsettled = draft.state.moved_version  # `left` says then whom the MDM has to hear of
     for volume_id, choices in command.choices.items():
         volume = draft.table("volumes").get(volume_id)
         if volume is None:
@@ -137,7 +138,7 @@ def set_learners(draft: Draft, command: commands.SetLearners) -> int:
             roles = entry.roles
             if epoch != entry.epoch or sds_id not in fitting or sds_id == roles.learner:
                 return None
-            if sds_id in roles.holders.members:
+            if sds_id in roles.holders.members or (unsettled and roles.secondary and roles.left == sds_id):
                 return None
             # A learner that is `left` has an older copy. Who was passed over has given it back.
             return roles._replace(learner=sds_id, left=0 if roles.left == sds_id else roles.left)

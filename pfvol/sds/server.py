@@ -40,6 +40,7 @@ VERIFY_TIMEOUT_SECONDS: Final = 60.0
 BARRIER_TIMEOUT_SECONDS: Final = 5.0
 SCRUB_BYTES_PER_SECOND: Final = 5_000_000
 PURGED_MAX: Final = 65536
+CATCH_UP_SECONDS: Final = 2.0  # for the others to find an MDM that is back, and to hear of the newest map
 LOGGED_AGAIN_SECONDS: Final = 10.0  # of what a client may bring about over and over; in between it is for debugging
 
 
@@ -59,6 +60,7 @@ class Server:
         self._capabilities_waiting = 0
         self._warned_at: dict[int, float] = {}  # connection -> when a refusal was last a warning
         self._full_said_at = float("-inf")
+        self._registered_at = float("-inf")
         self._verifying = trio.CapacityLimiter(1)
         self._tokens = 0
         self._learning: set[int] = set()  # volumes that the MDM is being asked about because they are copied
@@ -117,6 +119,7 @@ class Server:
 
     def registered(self, reply: dict[str, Any]) -> None:
         """The MDM has admitted us (again): takes its word on everything, and doubts what was learned before."""
+        self._registered_at = trio.current_time()
         self._capability_key = bytes(reply["capability_key"])
         self._target.set_reserved(int(reply["reserved_slots"]))
         self._peers.update(parse_peers(reply["peers"]))
@@ -309,7 +312,9 @@ class Server:
         self._membership.connected(sds_id)
 
     def _on_peer_silent(self, sds_id: int) -> None:
-        if self._peers.knows(sds_id):
+        """Said again while it lasts. An MDM that died between two pushes has left it behind us: as soon as both of us
+        have found the next one that is over, and whoever comes first must not have the other one left out."""
+        if self._peers.knows(sds_id) and trio.current_time() - self._registered_at >= CATCH_UP_SECONDS:
             self._membership.trouble(sds_id)
 
     def _on_peer_failed(self, sds_id: int) -> None:

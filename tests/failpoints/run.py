@@ -29,17 +29,20 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mdm.store.sqlite import SqliteStore
 from pfvol import childprocess
 from pfvol.client import Client
 from pfvol.errors import Error
 from tests.failpoints.node import BOUNDARIES, KILL_AT
+from tests.support.waiting import poll_until
 from tools.demo import hosts as demo
 from tools.demo.hosts import MDM, PD, POOL, Hosts, HostsError, Shape
 from tools.soak.load import Load, Pattern, logs_of, two_copies
 from tools.soak.world import SoakError
+
+T = TypeVar("T")
 
 MIB = 1024**2
 VOLUMES = {"a": 16 * MIB, "b": 16 * MIB}
@@ -48,9 +51,15 @@ SHAPE = Shape(sds=3, sdcs=1, sds_bytes=320 * MIB)
 PATTERN = Pattern(blocks=200, threads=4, rate=300, writes=0.5)
 STEP_SECONDS = 60.0
 MORE_SECONDS = 0.8  # after the end of an operation the MDM may have something to say of it
-POLL_SECONDS = 0.05
 STEPS_MAX = 500
 DELAY_SECONDS = 10  # of the rebuild: longer than a step keeps an SDS away
+
+
+def wait(condition: Callable[[], T], what: str) -> T:
+    try:
+        return poll_until(condition, STEP_SECONDS, what)
+    except AssertionError as error:
+        raise SoakError(str(error)) from None
 
 
 class SteppedHosts(Hosts):
@@ -93,14 +102,13 @@ class World:
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
         """While the MDM does not answer nothing is true."""
-        deadline = time.monotonic() + STEP_SECONDS
-        while True:
+
+        def holds() -> bool:
             with suppress(Error):
-                if condition():
-                    return
-            if time.monotonic() > deadline:
-                raise SoakError(f"not within {STEP_SECONDS:.0f} s: {what}")
-            time.sleep(POLL_SECONDS)
+                return condition()
+            return False
+
+        wait(holds, what)
 
     def is_well(self) -> bool:
         return self.hosts.health() == "OK" and self.pairs()
@@ -312,19 +320,21 @@ class Failpoints:
 
     def _run_to(self, operation: Operation) -> str | None:
         """Until the MDM has killed itself, or the operation is done and nothing more comes of it."""
-        deadline = time.monotonic() + STEP_SECONDS
         not_done_at = time.monotonic()
-        while self.hosts.process(MDM) is not None:
-            now, done = time.monotonic(), False
+
+        def ended() -> str:
+            nonlocal not_done_at
+            if self.hosts.process(MDM) is None:
+                return "killed"
+            done = False
             with suppress(Error):
                 done = operation.is_done()
             if not done:
-                not_done_at = now
-            elif now - not_done_at > MORE_SECONDS:
-                return None
-            if now > deadline:
-                raise SoakError(f"{operation.name} does not end, and the MDM does not come to its boundary")
-            time.sleep(POLL_SECONDS)
+                not_done_at = time.monotonic()
+            return "done" if time.monotonic() - not_done_at > MORE_SECONDS else ""
+
+        if wait(ended, f"{operation.name} ends, or the MDM comes to its boundary") == "done":
+            return None
         return self._boundaries[-1].split("\t")[0]
 
     def _look_at_database(self) -> list[str]:

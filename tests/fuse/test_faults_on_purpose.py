@@ -117,14 +117,6 @@ def test_disks_misbehave(world: tuple[TestCluster, Application]) -> None:
     assert show(cluster, "sds1")["failed_devices"] == []
     post(cluster, "/sds/sds1/inject", clear=True)
     healthy(cluster)
-    # A sync that fails costs the device, until it is opened anew.
-    post(cluster, "/sds/sds2/inject", errors=["fdatasync=EIO"])
-    application.write()
-    poll_until(lambda: show(cluster, "sds2")["state"] == "DEGRADED", what="a device is out of service")
-    post(cluster, "/sds/sds2/inject", clear=True)
-    assert show(cluster, "sds2")["failed_devices"] != []
-    assert post(cluster, "/sds/sds2/recover")["failed_devices"] == []
-    healthy(cluster)
     # A full disk takes nothing out of service; nor does a slow one.
     post(cluster, "/sds/sds3/inject", full=True)
     application.write()
@@ -136,6 +128,14 @@ def test_disks_misbehave(world: tuple[TestCluster, Application]) -> None:
     application.write()
     poll_until(lambda: show(cluster, "sds3")["faults"]["delays_injected"] > 0, what="writes had to wait")
     post(cluster, "/sds/sds3/inject", clear=True)
+    healthy(cluster)
+    # A sync that fails costs the device, until it is opened anew.
+    post(cluster, "/sds/sds2/inject", errors=["fdatasync=EIO"])
+    application.write()
+    poll_until(lambda: show(cluster, "sds2")["state"] == "DEGRADED", what="a device is out of service")
+    post(cluster, "/sds/sds2/inject", clear=True)
+    assert show(cluster, "sds2")["failed_devices"] != []
+    assert post(cluster, "/sds/sds2/recover")["failed_devices"] == []
     healthy(cluster)
     application.read()
 

@@ -11,6 +11,10 @@ QUICK: dict[str, Bounds] = {
     "two restarts, out and back in the set": Bounds(writes=(1,), epochs=4, crashes=2),
     "three servers": Bounds(servers=3, writes=(1,), epochs=4),
 }
+# With an operator in it: acknowledged writes may be lost, and are never seen again.
+FORCED: dict[str, Bounds] = {
+    "one client, an older copy is forced": Bounds(writes=(2,), epochs=4, crashes=1, forced=True),
+}
 LARGE: dict[str, Bounds] = {
     "one client writes twice, two restarts": Bounds(writes=(2,), epochs=3, crashes=2),
     "two clients, two restarts, sent again": Bounds(writes=(1, 1), epochs=2, crashes=2),

@@ -116,6 +116,7 @@ class Bounds:
     epochs: int = 3
     crashes: int = 1
     sends: int = 2  # of one write
+    forced: bool = False  # an operator has a learner serve what its primary, which is dead, may have newer
 
 
 Steps = Iterator[tuple[str, State]]
@@ -480,7 +481,21 @@ class Protocol:
 
     # -- the MDM
 
+    def _force(self, s: State) -> Steps:
+        """What only the dead primary had is lost: from when the learner knows of it there is the register that it has,
+        in which open writes have happened or not."""
+        m = s.map
+        if not self.bounds.forced or NONE in (m.primary, m.learner) or m.secondary != NONE:
+            return
+        if m.epoch >= self.bounds.epochs or s.servers[m.primary].view is not None:
+            return
+        value = s.servers[m.learner].value
+        orders = frozenset(register.Order(value, done) for done in range(1 << len(s.clients)))
+        forced = s._replace(map=Map(m.epoch + 1, m.learner, NONE, m.primary), orders=orders)
+        yield f"{m.learner} is forced to serve", self._learn(self._opened(forced), m.learner, s.servers[m.learner])
+
     def _mdm(self, s: State) -> Steps:
+        yield from self._force(s)
         if s.map.epoch >= self.bounds.epochs or s.map.secondary != NONE or s.map.learner != NONE:
             return
         for i in range(len(s.servers)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.model.bounds import QUICK, SHOWS
+from tests.model.bounds import FORCED, QUICK, SHOWS
 from tests.model.protocol import NONE, VARIANTS, Protocol, State
 from tests.model.search import search
 
@@ -18,6 +18,16 @@ pytestmark = pytest.mark.timeout(120)
 def test_the_protocol_has_no_error(name: str) -> None:
     """Goal: in every state within these bounds, clients see one register and equal tags name equal bytes."""
     found = search(Protocol(QUICK[name]), STATES_MAX)
+    print(f"{name}: {found}")
+    assert found.error == "", str(found)
+    assert found.states >= STATES_MIN, str(found)
+
+
+@pytest.mark.parametrize("name", FORCED)
+def test_a_forced_copy_is_the_only_one_from_then_on(name: str) -> None:
+    """Goal: after it clients see one register again, whatever the one that had more brings back, and no tag names two
+    contents."""
+    found = search(Protocol(FORCED[name]), STATES_MAX)
     print(f"{name}: {found}")
     assert found.error == "", str(found)
     assert found.states >= STATES_MIN, str(found)
