@@ -129,6 +129,8 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
         chunk_forget(e, chunk)                             # of those that have only learned that there is nothing
         return
     refuse_writes(e, chunk)
+    if entry.secondary == e.sds_id and old.learner == e.sds_id:
+        chunk.doubtful = False                             # it was brought up to date
     if entry.secondary != e.sds_id:
         doubtful = chunk.doubtful and entry.learner == e.sds_id
         agreed(e, chunk)

@@ -170,12 +170,13 @@ cdef void sync_continue(Engine* e) noexcept nogil:
                             ask(e, p.out, OP_TAGS, chunk.volume_id, chunk.index, 0, 0, 0)
                 elif entry.secondary == e.sds_id and chunk.waits and asked < WORDS_MAX:
                     asked += ask_word(e, entry, chunk)
-                elif entry.secondary == e.sds_id and not chunk.doubtful:
+                elif entry.secondary == e.sds_id:
                     # The primary's list may have come after its word that the two agree, on another connection.
                     p = e.peers[entry.primary]
-                    if p != NULL and peer_ready(p.out) and peer_ready(p.incoming):
-                        chunk.retry_ns = e.now_ns + ASK_AGAIN_NS
-                        ask(e, p.out, OP_REPAIR, chunk.volume_id, chunk.index, 0, CHUNK_SIZE, 0)
+                    if chunk.retry_ns and p != NULL and peer_ready(p.out) and peer_ready(p.incoming):
+                        ask(e, p.out, OP_REPAIR, chunk.volume_id, chunk.index, 0, CHUNK_SIZE,
+                            FLAG_ABSENT if chunk.doubtful else 0)
+                    chunk.retry_ns = e.now_ns + (5 if chunk.doubtful else 1) * ASK_AGAIN_NS
                 elif entry.secondary != e.sds_id and entry.learner != e.sds_id and chunk.slot == SLOT_NONE:
                     agreed(e, chunk)                       # told of by a peer that has it with somebody else
             chunk = chunk.hash_next

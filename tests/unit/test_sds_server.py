@@ -37,6 +37,7 @@ class Engine:
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.commands: list[tuple[Any, ...]] = []
         self.mute = False
+        self.unsure = False
         self._events: list[tuple[Any, ...]] = []
 
     def say(self, *event: Any) -> None:
