@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pfvol import localcluster
 from tests.support.cluster import TestCluster
 from tests.support.waiting import poll_until
 
@@ -70,3 +71,35 @@ def test_rot_in_one_copy_is_repaired_and_in_both_an_error(fresh_cluster: Callabl
         file.write(content[:BLOCK])
     assert read(volume, len(content)) == content
     assert cluster.run("vol", "verify", "data").code == 0
+
+
+def test_a_slot_table_that_rots_while_its_sds_is_away_costs_nothing(fresh_cluster: Callable[..., TestCluster]) -> None:
+    """Nobody has to do anything: what the table told of is compared with the other copy, and then both are whole."""
+    cluster = fresh_cluster(sds=2, devices=1, device_size_bytes=64 * MIB)
+    cluster.volume("data", "32MiB", sdc="host")
+    mount = cluster.mount(sdc="host")
+    volume = mount.volume("data")
+    content = os.urandom(18 * MIB)
+    with volume.open("r+b") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    localcluster.stop_node(cluster.data_dir, "sds2")
+    for table in (cluster.data_dir / "sds2").rglob("slots"):
+        table.write_bytes(random.randbytes(table.stat().st_size))
+    with volume.open("r+b") as file:
+        file.seek(5 * MIB)
+        file.write(b"meanwhile")
+    content = content[: 5 * MIB] + b"meanwhile" + content[5 * MIB + 9 :]
+    localcluster.start_node(cluster.data_dir, "sds2")
+    poll_until(lambda: "SLOTS_LOST" in events(cluster), what="an event")
+    assert read(volume, len(content)) == content
+
+    def whole() -> bool:
+        assert read(volume, len(content)) == content
+        return bool(cluster.cli("vol", "show", "data")["health"] == "OK")
+
+    poll_until(whole, 60, what="two whole copies")
+    assert cluster.run("vol", "verify", "data").code == 0
+    cluster.kill("sds1")
+    assert read(volume, len(content)) == content
