@@ -423,7 +423,7 @@ cdef int primary_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) no
     if h.opcode == OP_REPAIR:
         repair_asked(e, c, h)
         return 0
-    if h.opcode == OP_PING and h.volume_id and h.flags & FLAG_RESYNC and word_asked(
+    if h.opcode == OP_PING and h.volume_id and h.flags & (FLAG_RESYNC | FLAG_ABSENT) == FLAG_RESYNC and word_asked(
             e, (<Session*>c.user).node_id, h):
         reply_to(e, c.id, h, ST_OK, 0)
         return 0

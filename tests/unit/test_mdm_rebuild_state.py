@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from mdm.commands import JoinLearners, LeaveOut, RemoveSds, SetLearners, SetSdsState
+from mdm.commands import JoinLearners, LeaveOut, RemoveSds, SetLearners, SetSdsState, SettleMoves
 from mdm.model import Holders, State
 from mdm.rates import leads_of, rates_of
 from mdm.rebuild import ENTRY, Domain, domain_of, plan
@@ -69,6 +69,7 @@ def test_the_plan_moves_the_copies_that_joining_then_takes_away() -> None:
             _, epoch, before = chunks_of(world.state, volume_id)[chunk]
             expected = domain(world).leaver(before)
             world.run(JoinLearners(primary=before.primary, learner=learner, chunks=((volume_id, chunk, epoch),)))
+            world.run(SettleMoves(version=world.state.map_version))
             after = chunks_of(world.state, volume_id)[chunk][2]
             assert set(after.members) == {*before.members, learner} - {expected}
 
