@@ -257,10 +257,10 @@ async def test_an_sds_with_a_bad_device_stays_up_serves_nothing_and_says_so(plac
         if damage == "missing":
             shutil.rmtree(device)
         elif damage == "superblock":
-            for path in device.glob("superblock*"):  # the one before it too
-                data = bytearray(path.read_bytes())
+            for name in ("superblock", "superblock.new"):  # the one before, which is taken when the other has rotted
+                data = bytearray((device / name).read_bytes())
                 data[40] ^= 1
-                path.write_bytes(data)
+                (device / name).write_bytes(data)
         else:
             from datapath.blockfile import BlockDevice
 
