@@ -400,13 +400,14 @@ class Soak:
         """The seconds it took. An error of a disk may have taken devices out of service, also some that the MDM hears
         of only now: an operator's order brings them back."""
         begun = time.monotonic()
-        while self.hosts.health() != "OK" and time.monotonic() < begun + HEALTH_SECONDS:
+        while (health := self.hosts.health()) != "OK":
+            if time.monotonic() > begun + HEALTH_SECONDS:
+                raise HostsError(f"after {HEALTH_SECONDS:.0f} s health is {health}")
             with suppress(Error), self.hosts.client() as client:
                 for sds in self.hosts.shape.servers:
                     if client.get(f"/sds/{sds}")["failed_devices"]:
                         client.post(f"/sds/{sds}/recover")
             time.sleep(ANSWER_AGAIN_SECONDS)
-        self.hosts.await_health(0.0)  # or says what is not well
         return time.monotonic() - begun
 
     def _undo_all(self, faults: Sequence[Fault]) -> None:
