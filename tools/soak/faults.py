@@ -348,7 +348,7 @@ class Soak:
                     break
                 time.sleep(self.rng.uniform(*CALM_SECONDS))
                 # Again: what the last fault led to may have been noticed only now.
-                self.hosts.await_health(HEALTH_SECONDS)
+                self._await_health()
                 self._fault(draw(self.rng, self.hosts.shape, self.kinds))
             self.growth.look()
             ended = time.monotonic()
@@ -392,21 +392,23 @@ class Soak:
             self._undo_all([*last.values()])
         # A later one may have killed what an earlier one had undone.
         self.hosts.start(*self.hosts.shape.nodes)
-        for fault in faults:
-            if fault.kind == "eio":
-                self._await_devices(fault.hosts[0])
-        seconds = self.hosts.await_health(HEALTH_SECONDS)
+        seconds = self._await_health()
         one.recovered = time.monotonic()
         self.journal.write("recovered", number=len(self.happened), after_seconds=round(seconds, 3))
 
-    def _await_devices(self, sds: str) -> None:
-        """An error of a disk may have taken devices out of service: an operator's order brings them back."""
-        deadline = time.monotonic() + HEALTH_SECONDS
-        while self.hosts.health() != "OK" and time.monotonic() < deadline:
+    def _await_health(self) -> float:
+        """The seconds it took. An error of a disk may have taken devices out of service, also some that the MDM hears
+        of only now: an operator's order brings them back."""
+        begun = time.monotonic()
+        while (health := self.hosts.health()) != "OK":
+            if time.monotonic() > begun + HEALTH_SECONDS:
+                raise HostsError(f"after {HEALTH_SECONDS:.0f} s health is {health}")
             with suppress(Error), self.hosts.client() as client:
-                if client.get(f"/sds/{sds}")["failed_devices"]:
-                    client.post(f"/sds/{sds}/recover")
+                for sds in self.hosts.shape.servers:
+                    if client.get(f"/sds/{sds}")["failed_devices"]:
+                        client.post(f"/sds/{sds}/recover")
             time.sleep(ANSWER_AGAIN_SECONDS)
+        return time.monotonic() - begun
 
     def _undo_all(self, faults: Sequence[Fault]) -> None:
         """Of a run that is broken off: processes and links first."""
@@ -428,7 +430,7 @@ class Soak:
 
     def end(self) -> None:
         """Both copies of everything are there, and the same; nothing has grown."""
-        self.hosts.await_health(HEALTH_SECONDS)
+        self._await_health()
         self.load.problems += two_copies(self.hosts, VOLUMES)
         self.load.problems += self.growth.problems(WARM_UP_SECONDS)
 
@@ -440,7 +442,7 @@ class Soak:
             self.journal.write("reading without", sds=sds)
             paths = self.load.read_back(sdc)
             self.hosts.start(sds)
-            self.hosts.await_health(HEALTH_SECONDS)
+            self._await_health()
             self.load.judge(paths)
         self.load.problems += two_copies(self.hosts, VOLUMES)
 
