@@ -86,8 +86,6 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
     if member and chunk.waits and old.left != entry.left:  # nor do we know who was granted what by who led
         chunk.hold_ns = max(chunk.hold_ns, e.now_ns + LEASE_NS)
     if not leads and member and entry.left and chunk.open_epoch < entry.epoch:
-        if old.learner == e.sds_id:
-            chunk.doubtful = False                         # it has been given everything
         unsync_told(e, chunk)                              # the primary says when the one that left serves no more
         chunk.waits = True
         chunk.retry_ns = 0
