@@ -1,12 +1,20 @@
 # What a flush has to reach: the pairs of SDSs that acknowledged writes of one volume since its last flush, and the
 # durable incarnation that each had. A pair whose members both changed theirs has lost something: that flush must fail.
-# `since` is the engine's count of events (an SDS left a set, or lost its memory) before the first of these writes was
-# sent: what has happened since then can be told.
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+# `since` is the engine's count of events (an SDS lost its memory, an older copy was forced) before the first of these
+# writes was sent: what has happened since then can be told. A pair has an entry for each group of chunks that it wrote
+# to, since who leaves the set of one chunk, as copies move, still has all that others were given.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef enum:
+    LEFT_PRIMARY = 1
+    LEFT_SECONDARY = 2
 
 cdef struct DirtyPair:
     uint16_t primary                 # 0: the entry is free
     uint16_t secondary               # 0: the write had one copy
+    uint8_t group                    # of chunks: the low bits of their numbers
+    uint8_t left                     # LEFT_*: it may have been out of a set of these chunks since one of the writes
+    uint8_t next_left                # the same for those of next_since
     uint32_t mark                    # of the flush that last took a copy; 0: none since the first write
     uint64_t primary_incarnation     # at the first write not yet flushed
     uint64_t secondary_incarnation   # the same, 0 when unknown: then only the primary can vouch
@@ -16,16 +24,20 @@ cdef struct DirtyPair:
     uint64_t next_since              # 0: there was none
 
 cdef struct FlushSet:
-    DirtyPair* pairs                 # open addressing by (primary, secondary)
+    DirtyPair* pairs                 # open addressing by (primary, secondary, group)
     uint32_t capacity                # 0 or a power of two
     uint32_t count
     uint32_t last_mark
 
 cdef void flushset_init(FlushSet* f) noexcept nogil
 cdef void flushset_destroy(FlushSet* f) noexcept nogil
-# A write was acknowledged. 0 or -ENOMEM.
-cdef int flushset_note(FlushSet* f, uint16_t primary, uint16_t secondary, uint64_t primary_incarnation,
-                       uint64_t secondary_incarnation, uint64_t since) noexcept nogil
+# A write to the chunk was acknowledged. `left`: who may have been out of its set since it was sent. 0 or -ENOMEM.
+cdef int flushset_note(FlushSet* f, uint32_t chunk, uint16_t primary, uint16_t secondary, uint64_t primary_incarnation,
+                       uint64_t secondary_incarnation, uint64_t since, uint8_t left) noexcept nogil
+# An SDS may have been out of the chunk's set: it vouches no more for who wrote to it until now. The second one is for
+# the copies that flushes have taken.
+cdef void flushset_left(FlushSet* f, uint32_t chunk, uint16_t sds_id) noexcept nogil
+cdef void pairs_left(DirtyPair* pairs, uint32_t count, uint32_t chunk, uint16_t sds_id) noexcept nogil
 # A flush begins: a malloc'ed copy of the pairs in `out` (NULL when there are none), the flush's mark in `mark`.
 # Returns the number of pairs, or -ENOMEM.
 cdef int flushset_begin(FlushSet* f, DirtyPair** out, uint64_t* mark) noexcept nogil

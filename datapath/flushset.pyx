@@ -27,14 +27,16 @@ cdef void flushset_destroy(FlushSet* f) noexcept nogil:
     memset(f, 0, sizeof(FlushSet))
 
 
-cdef inline uint32_t _home(const FlushSet* f, uint16_t primary, uint16_t secondary) noexcept nogil:
-    return ((<uint32_t>primary << 16 | secondary) * <uint32_t>2654435769 >> 8) & (f.capacity - 1)
+cdef inline uint32_t _home(const FlushSet* f, uint16_t primary, uint16_t secondary, uint8_t group) noexcept nogil:
+    cdef uint32_t key = (<uint32_t>primary << 16 | secondary) + group * <uint32_t>0x85ebca6b
+    return (key * <uint32_t>2654435769 >> 8) & (f.capacity - 1)
 
 
-cdef DirtyPair* _find(const FlushSet* f, uint16_t primary, uint16_t secondary) noexcept nogil:
-    """The pair's entry or the free one where it belongs. The engine's thread; capacity is not 0."""
-    cdef uint32_t i = _home(f, primary, secondary)
-    while f.pairs[i].primary and (f.pairs[i].primary != primary or f.pairs[i].secondary != secondary):
+cdef DirtyPair* _find(const FlushSet* f, uint16_t primary, uint16_t secondary, uint8_t group) noexcept nogil:
+    """The entry or the free one where it belongs. The engine's thread; capacity is not 0."""
+    cdef uint32_t i = _home(f, primary, secondary, group)
+    while f.pairs[i].primary and (f.pairs[i].primary != primary or f.pairs[i].secondary != secondary
+                                  or f.pairs[i].group != group):
         i = (i + 1) & (f.capacity - 1)
     return &f.pairs[i]
 
@@ -48,35 +50,58 @@ cdef int _resize(FlushSet* f, uint32_t capacity) noexcept nogil:
         return -ENOMEM
     for i in range(f.capacity):
         if f.pairs[i].primary:
-            _find(&other, f.pairs[i].primary, f.pairs[i].secondary)[0] = f.pairs[i]
+            _find(&other, f.pairs[i].primary, f.pairs[i].secondary, f.pairs[i].group)[0] = f.pairs[i]
     free(f.pairs)
     f[0] = other
     return 0
 
 
-cdef int flushset_note(FlushSet* f, uint16_t primary, uint16_t secondary, uint64_t primary_incarnation,
-                       uint64_t secondary_incarnation, uint64_t since) noexcept nogil:
+cdef int flushset_note(FlushSet* f, uint32_t chunk, uint16_t primary, uint16_t secondary, uint64_t primary_incarnation,
+                       uint64_t secondary_incarnation, uint64_t since, uint8_t left) noexcept nogil:
     cdef DirtyPair* pair
     if (f.count + 1) * 2 > f.capacity and _resize(f, f.capacity * 2 if f.capacity else CAPACITY_FIRST) < 0:
         return -ENOMEM
-    pair = _find(f, primary, secondary)
+    pair = _find(f, primary, secondary, <uint8_t>chunk)
     if pair.primary == 0:
         memset(pair, 0, sizeof(DirtyPair))
         pair.primary = primary
         pair.secondary = secondary
+        pair.group = <uint8_t>chunk
         pair.primary_incarnation = primary_incarnation
         pair.secondary_incarnation = secondary_incarnation
         pair.since = since
+        pair.left = left
         f.count += 1
     elif pair.mark == 0:
         pair.since = min(pair.since, since)
+        pair.left |= left
     elif pair.next_since == 0:
         pair.next_primary = primary_incarnation
         pair.next_secondary = secondary_incarnation
         pair.next_since = since
+        pair.next_left = left
     else:
         pair.next_since = min(pair.next_since, since)
+        pair.next_left |= left
     return 0
+
+
+cdef void pairs_left(DirtyPair* pairs, uint32_t count, uint32_t chunk, uint16_t sds_id) noexcept nogil:
+    cdef DirtyPair* pair
+    cdef uint32_t i
+    cdef uint8_t who
+    for i in range(count):
+        pair = &pairs[i]
+        if pair.primary == 0 or pair.group != <uint8_t>chunk:
+            continue
+        if pair.primary == sds_id or pair.secondary == sds_id:
+            who = LEFT_PRIMARY if pair.primary == sds_id else LEFT_SECONDARY
+            pair.left |= who
+            pair.next_left |= who
+
+
+cdef void flushset_left(FlushSet* f, uint32_t chunk, uint16_t sds_id) noexcept nogil:
+    pairs_left(f.pairs, f.capacity, chunk, sds_id)
 
 
 cdef int flushset_begin(FlushSet* f, DirtyPair** out, uint64_t* mark) noexcept nogil:
@@ -106,7 +131,7 @@ cdef void flushset_end(FlushSet* f, const DirtyPair* pairs, uint32_t count, uint
     for i in range(count):
         if f.capacity == 0:
             return
-        pair = _find(f, pairs[i].primary, pairs[i].secondary)
+        pair = _find(f, pairs[i].primary, pairs[i].secondary, pairs[i].group)
         if pair.primary == 0 or pair.mark != mark:
             continue                 # a later flush has taken its copy: it clears, since its copy holds this one's
         pair.mark = 0
@@ -114,6 +139,7 @@ cdef void flushset_end(FlushSet* f, const DirtyPair* pairs, uint32_t count, uint
             pair.primary_incarnation = pair.next_primary
             pair.secondary_incarnation = pair.next_secondary
             pair.since = pair.next_since
+            pair.left = pair.next_left
             pair.next_since = 0
         else:
             pair.mark = MARK_CLEARED         # taken out below, all at once: probing must not be cut in between
@@ -127,8 +153,13 @@ cdef void _drop_cleared(FlushSet* f) noexcept nogil:
     for i in range(f.capacity):
         if f.pairs[i].primary and f.pairs[i].mark != MARK_CLEARED:
             left += 1
-    if left == 0:
+    if left == 0 and f.capacity > CAPACITY_FIRST:          # a flush looks at all of them
+        free(f.pairs)
+        f.pairs = NULL
+        f.capacity = 0
+    elif left == 0:
         memset(f.pairs, 0, f.capacity * sizeof(DirtyPair))
+    if left == 0:
         f.count = 0
         return
     for i in range(f.capacity):
@@ -151,7 +182,7 @@ cdef void _rehash(FlushSet* f) noexcept nogil:
                 continue
             pair = f.pairs[i]
             f.pairs[i].primary = 0
-            target = _find(f, pair.primary, pair.secondary)
+            target = _find(f, pair.primary, pair.secondary, pair.group)
             if target != &f.pairs[i]:
                 moved = True
             target[0] = pair

@@ -10,6 +10,8 @@ cdef void flush_begin(Engine* e, Request* r) noexcept nogil
 cdef void flush_member(Engine* e, Request* r, Part* p, int error, int reason, const Header* h) noexcept nogil
 # Engine.flush_spares.
 cdef int flush_spares(Engine* e, Part* p) noexcept nogil
+# A write has been acknowledged, and may not be on disk yet. 0 or -ENOMEM.
+cdef int flush_note(Engine* e, const Part* p, uint64_t incarnation) noexcept nogil
 # map_segment_set, and what it says about the SDSs that acknowledged what is not flushed yet. 0 or -errno.
 cdef int flush_segment_set(Engine* e, Volume* v, uint32_t segment, const void* entries, uint64_t size) noexcept nogil
 # A connection's durable incarnation: news when the SDS had another one before.

@@ -4,9 +4,9 @@ Owns the flush requests' members and the verdict. The engine's thread runs every
 
 - An SDS *has kept* a pair's writes when it has the durable incarnation that it had at the first of them, and says that
   all it acknowledged is on its disks.
-- If it has also been in the in-sync set of every chunk since then, its word is enough: its copy is one of those that
-  the others are made from.
-- If it has been out of a set meanwhile, its copy may have been replaced by that of an SDS that was alone and lost its
+- If it has also been in the in-sync sets of these chunks since then, its word is enough: its copies are among those
+  that the others are made from.
+- If it has been out of one meanwhile, its copy may have been replaced by that of an SDS that was alone and lost its
   memory. Then all of the pair must have kept their writes, and no SDS that we know may have lost its memory since. (Of
   one that we had not been connected to before the write we do not know what it had; it is only believed like that.)
 - When an operator has forced an older copy to serve (the entry's epoch is of another era), nobody can vouch for what
@@ -21,11 +21,12 @@ told is true ends what is dirty.
 from libc.errno cimport EIO, ENODEV, ENOMEM
 from libc.stdlib cimport calloc
 from libc.string cimport memcpy
-from datapath.flushset cimport flushset_begin, flushset_end, flushset_note
+from datapath.flushset cimport (
+    LEFT_PRIMARY, LEFT_SECONDARY, flushset_begin, flushset_end, flushset_left, flushset_note, pairs_left)
 from datapath.sdclink cimport link_need, part_route
 from datapath.sdcrequest cimport request_cancel, request_finish, request_link
 from datapath.sdcstate cimport *
-from datapath.volumemap cimport MAP_SEGMENT_SIZE, MapEntry, map_segment_set
+from datapath.volumemap cimport MAP_SEGMENT_SIZE, MapEntry, map_lookup, map_segment_set
 from datapath.wire cimport OP_FLUSH
 
 cdef enum:
@@ -123,16 +124,16 @@ cdef inline bint _may_have_kept(const Request* r, uint16_t sds_id, uint64_t inca
     return m != NULL and m.good and (incarnation == 0 or m.incarnation == incarnation)
 
 
-cdef inline bint _stayed(Engine* e, uint16_t sds_id, uint64_t since) noexcept nogil:
-    return e.sds_by_id[sds_id].left_at <= since
+cdef inline bint _stayed(const DirtyPair* pair, uint16_t sds_id) noexcept nogil:
+    return not pair.left & (LEFT_PRIMARY if sds_id == pair.primary else LEFT_SECONDARY)
 
 
 cdef bint _safe(Engine* e, const Request* r, const DirtyPair* pair) noexcept nogil:
     if r.volume.forced_at > pair.since:
         return False
-    if _kept(r, pair.primary, pair.primary_incarnation) and _stayed(e, pair.primary, pair.since):
+    if _kept(r, pair.primary, pair.primary_incarnation) and _stayed(pair, pair.primary):
         return True
-    if _kept(r, pair.secondary, pair.secondary_incarnation) and _stayed(e, pair.secondary, pair.since):
+    if _kept(r, pair.secondary, pair.secondary_incarnation) and _stayed(pair, pair.secondary):
         return True
     return (e.lost_at <= pair.since and _may_have_kept(r, pair.primary, pair.primary_incarnation)
             and (pair.secondary == 0 or _may_have_kept(r, pair.secondary, pair.secondary_incarnation)))
@@ -158,9 +159,9 @@ cdef int flush_spares(Engine* e, Part* p) noexcept nogil:
             incarnation = pair.primary_incarnation
         else:
             continue
-        if not _kept(r, other, incarnation) or not _stayed(e, other, pair.since):
+        if not _kept(r, other, incarnation) or not _stayed(pair, other):
             return SPARES_NOT
-        if _stayed(e, sds_id, pair.since):
+        if _stayed(pair, sds_id):
             result = SPARES_LATER    # a member as far as we know: two disks are better than one
     return result
 
@@ -201,6 +202,23 @@ cdef void _verdict(Engine* e, Request* r) noexcept nogil:
 
 # -- what happens to those that are to vouch
 
+cdef inline bint _stayed_in(const MapEntry* entry, uint32_t changes, uint16_t sds_id) noexcept nogil:
+    """Whether the SDS surely was in the set all the time, after so many changes of which we may have missed some. Out
+    and back as a secondary takes two changes, and to lead again one more."""
+    return changes == 0 or (entry.primary == sds_id and changes <= 2) or (entry.secondary == sds_id and changes == 1)
+
+
+cdef int flush_note(Engine* e, const Part* p, uint64_t incarnation) noexcept nogil:
+    cdef const MapEntry* entry = map_lookup(p.volume.map, p.chunk)
+    cdef uint8_t left = 0
+    if entry == NULL or not _stayed_in(entry, entry.epoch - p.epoch, p.primary):
+        left |= LEFT_PRIMARY
+    if entry == NULL or not _stayed_in(entry, entry.epoch - p.epoch, p.secondary):
+        left |= LEFT_SECONDARY
+    return flushset_note(&p.volume.dirty, p.chunk, p.primary, p.secondary, incarnation, p.secondary_incarnation,
+                         p.since, left)
+
+
 cdef void flush_heard(Engine* e, uint64_t before, uint64_t durable_incarnation) noexcept nogil:
     cdef uint32_t i
     if before and before != durable_incarnation:
@@ -226,35 +244,40 @@ cdef int flush_segment_set(Engine* e, Volume* v, uint32_t segment, const void* e
     for i in range(ENTRIES):
         entry = &v.map.segments[segment][i]
         if before[i].epoch and entry.epoch > before[i].epoch:
-            _entry_changed(e, v, &before[i], entry)
+            _entry_changed(e, v, segment * ENTRIES + i, &before[i], entry)
     if v.forced_at == e.happened:
         emit(e, EV_FORCED, segment, v.id, 0, 0, NULL, 0)
     return 0
 
 
-cdef void _entry_changed(Engine* e, Volume* v, const MapEntry* before, const MapEntry* entry) noexcept nogil:
+cdef void _entry_changed(Engine* e, Volume* v, uint32_t chunk, const MapEntry* before,
+                         const MapEntry* entry) noexcept nogil:
     cdef uint32_t changes = entry.epoch - before.epoch
     if entry.epoch >> ERA_BITS != before.epoch >> ERA_BITS:
         v.forced_at = e.happened
     if changes == 1 and entry.primary == before.primary and entry.secondary == before.secondary:
         return
-    _left(e, before.primary, entry, changes)
-    _left(e, before.secondary, entry, changes)
+    if not _stayed_in(entry, changes, before.primary):
+        _left(e, v, chunk, before.primary)
+    if before.secondary and not _stayed_in(entry, changes, before.secondary):
+        _left(e, v, chunk, before.secondary)
     if v.dirty.count and entry.primary:
-        _joined(e, v, entry)
+        _joined(e, v, chunk, entry)
         _tidy_soon(e, v)
 
 
-cdef void _left(Engine* e, uint16_t sds_id, const MapEntry* entry, uint32_t changes) noexcept nogil:
-    """The SDS may have been out of the set, if we have missed something. Out and back as a secondary takes two changes,
-    and to lead again one more."""
-    cdef Sds* s = sds_get(e, sds_id)
-    cdef bint stayed = (entry.primary == sds_id and changes <= 2) or (entry.secondary == sds_id and changes == 1)
-    if s != NULL and not stayed:
-        s.left_at = e.happened
+cdef void _left(Engine* e, Volume* v, uint32_t chunk, uint16_t sds_id) noexcept nogil:
+    cdef Link* link = e.active.next
+    cdef Request* r
+    flushset_left(&v.dirty, chunk, sds_id)
+    while link != &e.active:
+        r = <Request*>link
+        if r.kind == REQ_FLUSH and r.volume == v and r.pairs != NULL:
+            pairs_left(r.pairs, r.pair_count, chunk, sds_id)
+        link = link.next
 
 
-cdef void _joined(Engine* e, Volume* v, const MapEntry* entry) noexcept nogil:
+cdef void _joined(Engine* e, Volume* v, uint32_t chunk, const MapEntry* entry) noexcept nogil:
     cdef Sds* primary = sds_get(e, entry.primary)
     cdef Sds* secondary = sds_get(e, entry.secondary)
     cdef uint64_t first = primary.durable_incarnation if primary != NULL else 0
@@ -264,7 +287,8 @@ cdef void _joined(Engine* e, Volume* v, const MapEntry* entry) noexcept nogil:
     if secondary != NULL and not secondary.connected:
         link_need(e, secondary)
     # Of whom nothing is known, nothing can be proved; the pairs that wrote are judged in any case.
-    if (first or second) and flushset_note(&v.dirty, entry.primary, entry.secondary, first, second, e.happened) < 0:
+    if (first or second) and flushset_note(&v.dirty, chunk, entry.primary, entry.secondary, first, second, e.happened,
+                                           0) < 0:
         e.lost_at = e.happened       # no memory for it: now only who has stayed is believed
 
 

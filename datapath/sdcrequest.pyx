@@ -9,12 +9,11 @@ from libc.errno cimport EFBIG, EIO, ENODEV, ENOMEM, ENOSPC, ENXIO, EROFS
 from libc.stdlib cimport malloc
 from libc.string cimport memcpy
 from datapath.connection cimport buf_get, buf_put, buf_ref
-from datapath.flushset cimport flushset_note
 from datapath.fuseabi cimport FuseWriteOut
 from datapath.fusechannel cimport channel_error, channel_reply
 from datapath.histogram cimport HIST_BUCKETS, hist_record
 from datapath.ratelimit cimport rate_spend, rate_wait_ns
-from datapath.sdcflush cimport flush_begin, flush_member, flush_tidied
+from datapath.sdcflush cimport flush_begin, flush_member, flush_note, flush_tidied
 from datapath.sdclink cimport part_cancel, part_route
 from datapath.sdcstate cimport *
 from datapath.wire cimport (BLOCK_SHIFT, BLOCK_SIZE, CHUNK_BLOCKS, CHUNK_SHIFT, CHUNK_SIZE, FLAG_ABSENT, FLAG_ZEROS,
@@ -286,8 +285,7 @@ cdef void request_part_done(Engine* e, Part* p, int error, int reason, const Hea
         _join(e, r, p, body)
     elif p.opcode == OP_SEEK:
         _look(r, p, h, body)
-    elif not r.commit and flushset_note(&r.volume.dirty, p.primary, p.secondary, h.incarnation,
-                                        p.secondary_incarnation, p.since) < 0:
+    elif not r.commit and flush_note(e, p, h.incarnation) < 0:
         r.error = ENOMEM             # a write that a flush would forget is no write
     part_free(e, p)
     if not r.pumping:

@@ -75,7 +75,6 @@ cdef struct Sds:
     Conn conn
     uint64_t durable_incarnation     # 0: never connected
     uint64_t closed_ns
-    uint64_t left_at                 # Engine.happened when the map last said that it had been out of a set
     Link in_flight                   # parts, in the order sent
     Link waiting                     # parts: for a connection, a capability, or room
     uint32_t in_flight_count

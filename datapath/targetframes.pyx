@@ -15,7 +15,7 @@ from datapath.targetengine cimport (EV_CAPABILITY, conn_by_id, emit, map_miss, o
                                     reply_head, reply_to, send_body, send_head, send_ref)
 from datapath.targetlease cimport lease_asked, peer_get
 from datapath.targetlost cimport device_lost, lost_status
-from datapath.targetmembers cimport entry_of, members_ready, word_asked
+from datapath.targetmembers cimport entry_of, members_ready
 from datapath.targetops cimport ops_forget, ops_tell, ops_tell_all, ops_told
 from datapath.targetpair cimport PULL_BLOCKS_MAX, agreed, secondary_answer
 from datapath.targetread cimport read_answer
@@ -422,10 +422,6 @@ cdef int primary_frame(Engine* e, Conn* c, Header* h, char* body, Buf* owner) no
         return BAD_OPCODE
     if h.opcode == OP_REPAIR:
         repair_asked(e, c, h)
-        return 0
-    if h.opcode == OP_PING and h.volume_id and h.flags & (FLAG_RESYNC | FLAG_ABSENT) == FLAG_RESYNC and word_asked(
-            e, (<Session*>c.user).node_id, h):
-        reply_to(e, c.id, h, ST_OK, 0)
         return 0
     if h.opcode != OP_DIRTY and (h.opcode != OP_PING or h.volume_id):
         status = place_status(e, c, h)

@@ -2,7 +2,6 @@
 from libc.stdint cimport uint32_t, uint64_t
 from datapath.targetstate cimport Chunk, Engine, Op, Peer
 from datapath.volumemap cimport MapEntry
-from datapath.wire cimport Header
 
 # The chunk's place in the map, NULL when it is not known here.
 cdef const MapEntry* entry_of(Engine* e, uint64_t volume_id, uint32_t index) noexcept nogil
@@ -13,10 +12,6 @@ cdef bint members_ready(Engine* e, const MapEntry* entry, uint64_t volume_id, ui
 cdef bint passed(Engine* e, const MapEntry* entry, uint64_t volume_id, uint32_t index) noexcept nogil
 # The same without telling anybody, earlier members that left included; `chunk` may be NULL.
 cdef bint opened(Engine* e, const MapEntry* entry, const Chunk* chunk) noexcept nogil
-# We are the secondary and wait for the primary's word that whoever left serves no more: asks for it.
-cdef bint ask_word(Engine* e, const MapEntry* entry, Chunk* chunk) noexcept nogil
-# A secondary asks; what it waits for is sent if it is so. False: we do not lead it.
-cdef bint word_asked(Engine* e, uint32_t sds_id, const Header* h) noexcept nogil
 # A newer entry has come (`old` is all zeros when there was none); `version`: a map version that has it.
 cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const MapEntry* old, const MapEntry* entry,
                         uint64_t version) noexcept nogil

@@ -17,10 +17,7 @@ from datapath.targetpair cimport agreed, ask, peer_ready, unsync, unsync_told
 from datapath.targetstate cimport *
 from datapath.targetunsure cimport missing_with
 from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
-from datapath.wire cimport FLAG_RESYNC, OP_PING, ST_OK, ST_STALE_MAP, Header
-
-cdef enum:
-    WORD_NS = 1000000000             # a secondary that waits for its primary's word asks for it so often
+from datapath.wire cimport FLAG_RESYNC, OP_PING, ST_OK, ST_STALE_MAP
 
 
 cdef const MapEntry* entry_of(Engine* e, uint64_t volume_id, uint32_t index) noexcept nogil:
@@ -40,33 +37,13 @@ cdef bint passed(Engine* e, const MapEntry* entry, uint64_t volume_id, uint32_t 
         return False
     p = e.peers[entry.secondary]
     chunk = chunk_find(e, volume_id, index)
-    if entry.secondary and p != NULL and p.out != NULL and (chunk == NULL or not chunk.unsynced):
+    if entry.secondary and p != NULL and peer_ready(p.out) and (chunk == NULL or not chunk.unsynced):
         ask(e, p.out, OP_PING, volume_id, index, 0, 0, FLAG_RESYNC)    # else at the end of the comparison
     return True
 
 
 cdef bint opened(Engine* e, const MapEntry* entry, const Chunk* chunk) noexcept nogil:
     return (chunk == NULL or chunk.hold_ns <= e.now_ns) and gate_open(e, entry)
-
-
-cdef bint ask_word(Engine* e, const MapEntry* entry, Chunk* chunk) noexcept nogil:
-    cdef Peer* p = e.peers[entry.primary]
-    if p == NULL or not peer_ready(p.out):
-        return False
-    chunk.retry_ns = e.now_ns + WORD_NS
-    ask(e, p.out, OP_PING, chunk.volume_id, chunk.index, 0, 0, FLAG_RESYNC)
-    return True
-
-
-cdef bint word_asked(Engine* e, uint32_t sds_id, const Header* h) noexcept nogil:
-    cdef const MapEntry* entry = entry_of(e, h.volume_id, h.chunk_index)
-    cdef const Chunk* chunk = chunk_find(e, h.volume_id, h.chunk_index)
-    cdef Peer* p = e.peers[sds_id & (SDS_IDS - 1)]
-    if entry == NULL or entry.primary != e.sds_id or entry.secondary != sds_id or entry.epoch < h.epoch:
-        return False
-    if p != NULL and peer_ready(p.out) and (chunk == NULL or not chunk.unsynced) and opened(e, entry, chunk):
-        ask(e, p.out, OP_PING, h.volume_id, h.chunk_index, 0, 0, FLAG_RESYNC)
-    return True
 
 
 cdef bint members_ready(Engine* e, const MapEntry* entry, uint64_t volume_id, uint32_t index,
@@ -110,7 +87,7 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
         chunk.hold_ns = max(chunk.hold_ns, e.now_ns + LEASE_NS)
     if not leads and member and entry.left and chunk.open_epoch < entry.epoch:
         unsync_told(e, chunk)                              # the primary says when the one that left serves no more
-        chunk.waits = not chunk.doubtful
+        chunk.waits = True
         chunk.retry_ns = 0
     if entry.primary != old.primary or entry.secondary != old.secondary:
         chunk.untold = False                               # who is out may have shown it

@@ -22,12 +22,12 @@ from datapath.targetengine cimport (EV_PEER_SYNCED, EV_REPAIRED, apply, emit, ma
 from datapath.targetlearn cimport LEARN_REQUEST, learn_answer, learn_stop, learner_confirmed
 from datapath.targetlease cimport lease_answered, peer_heard
 from datapath.targetlost cimport agreement_failed, ask_alone, device_lost
-from datapath.targetmembers cimport ask_word, entry_of, opened
+from datapath.targetmembers cimport entry_of, opened
 from datapath.targetops cimport op_undo, ops_forget_told, ops_tell, ops_tell_all, ops_told_back
 from datapath.targetrepair cimport check_answer
 from datapath.targetstate cimport *
 from datapath.targetunsure cimport missing_both
-from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
+from datapath.volumemap cimport MapEntry, MapVolume, map_volume_find
 from datapath.wire cimport *
 
 cdef enum:
@@ -135,13 +135,8 @@ cdef uint32_t epoch_of(Engine* e, Chunk* chunk) noexcept nogil:
 
 
 cdef void sync_continue(Engine* e) noexcept nogil:
-    cdef uint32_t i
+    cdef uint32_t i, asked = 0
     cdef Chunk* chunk
-    cdef MapVolume* v
-    cdef const MapEntry* entry
-    cdef Peer* p
-    cdef Sync* s
-    cdef uint32_t asked = 0
     e.intents_awaited = False
     if e.unsynced_count == 0:
         return
@@ -149,37 +144,60 @@ cdef void sync_continue(Engine* e) noexcept nogil:
         chunk = e.table[i]
         while chunk != NULL:
             if chunk.unsynced and chunk.retry_ns <= e.now_ns:
-                v = map_volume_find(&e.map, chunk.volume_id)
-                entry = map_lookup(v, chunk.index) if v != NULL else NULL
-                if v != NULL and v.user != NULL and (<TargetVolume*>v.user).dropped:
-                    pass                                   # its slots are given back, or already were
-                elif entry == NULL:
-                    map_miss(e, chunk.volume_id, chunk.index >> 10)
-                elif entry.primary == e.sds_id:
-                    p = e.peers[entry.secondary]
-                    if entry.secondary == 0:
-                        adopt_alone(e, chunk)
-                    elif p != NULL and peer_ready(p.out) and chunk.alone:
-                        ask_alone(e, p.out, chunk)
-                    elif p != NULL and peer_ready(p.out) and opened(e, entry, chunk):
-                        s = &e.syncs[p.out.id & (CONNS_MAX - 1)]
-                        if s.chunk == NULL and intent_durable(e, chunk):
-                            s.chunk = chunk
-                            s.outstanding = 1
-                            s.failed = s.refused = s.own = s.postponed = False
-                            ask(e, p.out, OP_TAGS, chunk.volume_id, chunk.index, 0, 0, 0)
-                elif entry.secondary == e.sds_id and chunk.waits and asked < WORDS_MAX:
-                    asked += ask_word(e, entry, chunk)
-                elif entry.secondary == e.sds_id:
-                    # The primary's list may have come after its word that the two agree, on another connection.
-                    p = e.peers[entry.primary]
-                    if chunk.retry_ns and p != NULL and peer_ready(p.out) and peer_ready(p.incoming):
-                        ask(e, p.out, OP_REPAIR, chunk.volume_id, chunk.index, 0, CHUNK_SIZE,
-                            FLAG_ABSENT if chunk.doubtful else 0)
-                    chunk.retry_ns = e.now_ns + (5 if chunk.doubtful else 1) * ASK_AGAIN_NS
-                elif entry.secondary != e.sds_id and entry.learner != e.sds_id and chunk.slot == SLOT_NONE:
-                    agreed(e, chunk)                       # told of by a peer that has it with somebody else
+                look(e, chunk, i, &asked)
             chunk = chunk.hash_next
+
+
+cdef void sync_next(Engine* e, Sync* s) noexcept nogil:
+    """Another chunk for this peer, from the place of the last one on: there may be very many."""
+    cdef uint32_t i, at, asked = 0
+    cdef Chunk* chunk
+    for i in range(e.table_capacity if e.unsynced_count else 0):
+        at = (s.place + i) & (e.table_capacity - 1)
+        chunk = e.table[at]
+        while chunk != NULL:
+            if chunk.unsynced and chunk.retry_ns <= e.now_ns:
+                look(e, chunk, at, &asked)
+                if s.chunk != NULL:
+                    return
+            chunk = chunk.hash_next
+
+
+cdef void look(Engine* e, Chunk* chunk, uint32_t place, uint32_t* asked) noexcept nogil:
+    """Begins what is to be done now about a chunk that may differ."""
+    cdef MapVolume* v = map_volume_find(&e.map, chunk.volume_id)
+    cdef const MapEntry* entry = entry_of(e, chunk.volume_id, chunk.index)
+    cdef Peer* p
+    cdef Sync* s
+    if v != NULL and v.user != NULL and (<TargetVolume*>v.user).dropped:
+        return                                             # its slots are given back, or already were
+    if entry == NULL:
+        map_miss(e, chunk.volume_id, chunk.index >> 10)
+    elif entry.primary == e.sds_id:
+        p = e.peers[entry.secondary]
+        if entry.secondary == 0:
+            adopt_alone(e, chunk)
+        elif p != NULL and peer_ready(p.out) and chunk.alone:
+            ask_alone(e, p.out, chunk)
+        elif p != NULL and peer_ready(p.out) and opened(e, entry, chunk):
+            s = &e.syncs[p.out.id & (CONNS_MAX - 1)]
+            if s.chunk == NULL and intent_durable(e, chunk):
+                s.chunk = chunk
+                s.place = place
+                s.outstanding = 1
+                s.failed = s.refused = s.own = s.postponed = False
+                ask(e, p.out, OP_TAGS, chunk.volume_id, chunk.index, 0, 0, 0)
+    elif entry.secondary == e.sds_id and asked[0] < WORDS_MAX:
+        # The primary's list may have come after its word that the two agree, on another connection; or our map after
+        # its word that whoever left serves no more.
+        p = e.peers[entry.primary]
+        asked[0] += 1
+        if (chunk.retry_ns or chunk.waits) and p != NULL and peer_ready(p.out) and peer_ready(p.incoming):
+            ask(e, p.out, OP_REPAIR, chunk.volume_id, chunk.index, 0, CHUNK_SIZE,
+                FLAG_ABSENT if chunk.doubtful else 0)
+        chunk.retry_ns = e.now_ns + (5 if chunk.doubtful else 1) * ASK_AGAIN_NS
+    elif entry.secondary != e.sds_id and entry.learner != e.sds_id and chunk.slot == SLOT_NONE:
+        agreed(e, chunk)                                   # told of by a peer that has it with somebody else
 
 
 cdef bint local_good(Engine* e, Chunk* chunk, Tag* tag, uint32_t block, char* bytes) noexcept nogil:
@@ -392,7 +410,7 @@ cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
         chunk.retry_ns = e.now_ns + RETRY_NS if s.failed else 0
         if s.failed:
             agreement_failed(e, c, chunk, s)
-        sync_continue(e)
+        sync_next(e, s)
         return
     s.chunks += 1
     chunk.retry_ns = 0
@@ -415,7 +433,7 @@ cdef void sync_step(Engine* e, Conn* c, Sync* s) noexcept nogil:
         op = following
     chunk_trim(e, chunk, False)
     chunk_forget(e, chunk)
-    sync_continue(e)
+    sync_next(e, s)
     if s.chunk == NULL:
         emit(e, EV_PEER_SYNCED, (<Session*>c.user).node_id, s.chunks, s.pulled, s.pushed, NULL, 0)
 

@@ -236,6 +236,7 @@ cdef struct DeviceState:
 
 cdef struct Sync:                    # the agreement of a pair, one chunk at a time (per outgoing peer)
     Chunk* chunk
+    uint32_t place                   # of it in the table
     uint32_t outstanding
     uint64_t chunks
     uint64_t pulled

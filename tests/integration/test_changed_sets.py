@@ -86,6 +86,28 @@ async def test_a_new_secondary_serves_no_earlier_than_its_primary(tmp_path: Path
         assert (await clients[ONE].read(VOLUME, 0, 0, 4096, 2)).status == wire.ST_OK
 
 
+async def test_a_learner_that_was_killed_while_it_learned_is_a_member_like_any_other(tmp_path: Path) -> None:
+    """What it had of the chunk may have been in doubt. It was given everything since."""
+    async with running_engines(tmp_path, 2) as engines:
+        engines.set_rate(MIB)
+        engines.place(VOLUME, [(ONE, 0, 0)])
+        client = await engines[ONE].client(VOLUME, OWNER)
+        data = os.urandom(MIB)
+        await engines.write(client, VOLUME, data)
+        engines.change(VOLUME, 0, ONE, 0, TWO, left=THREE)
+        await poll_until_async(lambda: engines[TWO].target.stats()["slots_used"], what="a part of the copy")
+        await engines.stop(TWO)
+        engines.start(TWO)
+        engines.set_rate(100 * MIB)
+        await engines[ONE].hears("learned")
+        engines.change(VOLUME, 0, ONE, TWO, left=THREE)
+        other = await engines[TWO].client(VOLUME, OWNER)
+        with trio.fail_after(3):
+            assert await engines.read(other, VOLUME, 0, 0, MIB) == data
+        engines[TWO].target.leave(ONE)
+        assert (await engines[TWO].hears("leaving"))[-1][-1] == []
+
+
 async def test_a_learner_is_not_kept_from_joining_by_a_disk_that_others_chunks_were_on(tmp_path: Path) -> None:
     async with running_engines(tmp_path, 3) as engines:
         engines.place(VOLUME, [(ONE, 0, 0), (THREE, TWO, 0)])

@@ -434,6 +434,29 @@ def test_server_that_stayed_vouches_though_the_other_lost_its_memory() -> None:
         assert r.do("flush")[0] == 0
 
 
+def test_server_that_left_the_set_of_another_chunk_vouches_still() -> None:
+    """Copies move all the time. Of the chunk that was written, 2 has been a member throughout."""
+    with rig(sds=3) as r:
+        r.map = segment((1, 1, 2), (1, 1, 2), (1, 2, 3), (1, 1, 2))
+        dirty(r)
+        r.map = segment((1, 1, 2), (2, 1, 3), (2, 3, 0), (1, 1, 2))
+        r.engine.set_segment(VOLUME, 0, r.map)
+        r.do("seek_data")  # the map has been taken when this is answered
+        power_cycle(r, 1)
+        assert r.do("flush")[0] == 0
+
+
+def test_server_that_left_with_another_partner_does_not_vouch_for_the_first_one() -> None:
+    """Written to {1, 2}, moved to {2, 3}, then to 3 alone, which lost its memory."""
+    with rig(sds=3) as r:
+        dirty(r)
+        for entry in ((2, 2, 3), (3, 3, 0)):
+            told(r, *entry)
+            r.do("seek_data")
+        power_cycle(r, 3)
+        assert r.do("flush")[0] == errno.EIO
+
+
 def test_learner_given_or_taken_away_changes_nobodys_word() -> None:
     with rig() as r:
         dirty(r)

@@ -51,6 +51,7 @@ OUTAGE_SECONDS_MEAN = 0.7
 HEALTH_SECONDS = 90.0
 ANSWER_SECONDS = 60.0  # that an order to an SDS is tried again while the MDM, or the SDS, is away
 ANSWER_AGAIN_SECONDS = 0.1
+SETTLED_SECONDS = 2.5  # a server that was away briefly is noticed, and its copies agree again
 CORRUPTED_BLOCKS = 6
 CLEAN_AGAIN_SECONDS = 30.0
 CHUNK_BLOCKS = 1024
@@ -349,7 +350,10 @@ class Soak:
                 time.sleep(self.rng.uniform(*CALM_SECONDS))
                 # Again: what the last fault led to may have been noticed only now.
                 self._await_health()
-                self._fault(draw(self.rng, self.hosts.shape, self.kinds))
+                group = draw(self.rng, self.hosts.shape, self.kinds)
+                if any(fault.kind in DISKS for fault in group):
+                    self._await_settled()
+                self._fault(group)
             self.growth.look()
             ended = time.monotonic()
         self._measure(self.happened[first:], logs, ended)
@@ -409,6 +413,14 @@ class Soak:
                         client.post(f"/sds/{sds}/recover")
             time.sleep(ANSWER_AGAIN_SECONDS)
         return time.monotonic() - begun
+
+    def _await_settled(self) -> None:
+        """All has been well for a while: where a disk errs that has the only copy, IO fails as it should."""
+        since = time.monotonic()
+        while time.monotonic() < since + SETTLED_SECONDS:
+            if self._await_health() > ANSWER_AGAIN_SECONDS:
+                since = time.monotonic()
+            time.sleep(ANSWER_AGAIN_SECONDS)
 
     def _undo_all(self, faults: Sequence[Fault]) -> None:
         """Of a run that is broken off: processes and links first."""
