@@ -341,7 +341,7 @@ def full_journal(directory: Path, recording: Recording, rng: random.Random) -> N
 
 
 def two_generations_at_once(directory: Path, recording: Recording, rng: random.Random) -> None:
-    """One commit writes the last records of a generation and the first ones of the next, about the same slot or chunk."""
+    """One commit writes the last records of a generation and the first ones of the next, of one slot or chunk."""
     with device(directory, recording, rng) as work:
         moving = (VOLUMES[1], 0)  # never written to: it may be in its old slot, in its new one, or in none
         slot = work.device.alloc(*moving, 1)
