@@ -2,7 +2,8 @@
 
 Owns the journal file and the images of its halves. Promises that a record is read back after a crash only when
 it was written whole, in its place, in its generation, and not by an older process behind the end of what this one
-wrote; and that ``durable`` rises only after fdatasync said so.
+wrote; that no record of a generation is there without all of the one before it; and that ``durable`` rises only after
+fdatasync said so.
 """
 from libc.errno cimport EBADMSG, EINTR, EIO, ENOSPC, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, int64_t
@@ -294,6 +295,10 @@ cdef int journal_commit_locked(Journal* journal) noexcept nogil:
         return 0
     if journal.durable < newer.first:
         error = write_records(journal, older, journal.durable, min(appended, newer.first))
+        # A record may be on the disk only after all before it. Within a half the reader sees to that, it ends at a gap;
+        # between the halves it would take the newer one's records for the word after those that are missing.
+        if not error and appended > newer.first and disk_fdatasync(journal.fd):
+            error = -errno
     if not error and journal.header_durable < generation:
         error = write_header(journal, generation)
         if not error and appended <= newer.first:

@@ -340,6 +340,24 @@ def full_journal(directory: Path, recording: Recording, rng: random.Random) -> N
                 work.step("write")
 
 
+def two_generations_at_once(directory: Path, recording: Recording, rng: random.Random) -> None:
+    """One commit writes the last records of a generation and the first ones of the next, of one slot or chunk."""
+    with device(directory, recording, rng) as work:
+        moving = (VOLUMES[1], 0)  # never written to: it may be in its old slot, in its new one, or in none
+        slot = work.device.alloc(*moving, 1)
+        for _ in range(8):
+            if work.device.free < 2:
+                work.step("free")
+            work.checkpoint()
+            work.step("alloc")
+            work.device.free_slot(slot)
+            work.device.checkpoint_begin()
+            slot = work.device.alloc(*moving, 1)
+            work.write(max(work.slots))
+            work.sync()
+            work.void()
+
+
 @dataclass(frozen=True)
 class Workload:
     name: str
@@ -363,4 +381,5 @@ WORKLOADS: Final = (
     Workload("random work on a device", random_work),
     Workload("killed and started", killed_and_started),
     Workload("full journal", full_journal),
+    Workload("two generations at once", two_generations_at_once),
 )
