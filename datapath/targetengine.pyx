@@ -556,7 +556,8 @@ cdef void apply(Engine* e, Op* op) noexcept nogil:
             error = apply_tagged(e, op)
     if error == 0:
         op_note(e, op)
-    if error < 0 and op.chunk.learn != LEARN_NOT:
+    # Who is whole, and may be a member by now, has the last copy when ours is lost.
+    if error < 0 and op.chunk.learn != LEARN_NOT and not (op.chunk.learn == LEARN_TOLD and device_lost(e, op.chunk)):
         learn_stop(e, op.chunk)                            # it may have been sent what is not here
     if error < 0 and e.devices[op.chunk.device].d.failed:  # for whatever reason
         error = -EIO
