@@ -254,6 +254,23 @@ async def test_no_room_on_both_sides_is_an_answer(tmp_path: Path) -> None:
         assert await status_of_write(engines, client, os.urandom(4096)) == wire.ST_NO_SPACE
 
 
+async def test_a_learner_that_may_have_joined_is_kept_when_the_disk_of_who_taught_it_fails(tmp_path: Path) -> None:
+    """The MDM has been told that it is whole, and may have died before it said that it is a member now."""
+    async with running_engines(tmp_path, 2, devices=1) as engines:
+        engines.place(VOLUME, [(ONE, 0, TWO)])
+        client, other = await engines[ONE].client(VOLUME, OWNER), await engines[TWO].client(VOLUME, OWNER)
+        data = os.urandom(MIB)
+        await engines.write(client, VOLUME, data)
+        await engines[ONE].hears("learned")
+        spoil(engines, ONE)
+        assert await status_of_write(engines, client, data[:4096]) != wire.ST_OK
+        await engines[ONE].hears("device_failed")
+        assert not engines[ONE].told("learner_lost")
+        engines.change(VOLUME, 0, ONE, TWO)
+        await lost(engines, ONE, 0)
+        assert await engines.read(other, VOLUME, 0, 0, MIB) == data
+
+
 async def test_a_learner_whose_disk_fails_learns_no_more(tmp_path: Path) -> None:
     async with running_engines(tmp_path, 2, devices=1) as engines:
         engines.set_rate(MIB)
