@@ -19,6 +19,7 @@ one spoils, a later one finds.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import secrets
 import shutil
@@ -47,6 +48,7 @@ T = TypeVar("T")
 MIB = 1024**2
 VOLUMES = {"a": 16 * MIB, "b": 16 * MIB}
 SDC = "sdc1"
+SETTLED_SECONDS = 2.5
 SHAPE = Shape(sds=3, sdcs=1, sds_bytes=320 * MIB)
 PATTERN = Pattern(blocks=200, threads=4, rate=300, writes=0.5)
 STEP_SECONDS = 60.0
@@ -112,6 +114,17 @@ class World:
 
     def is_well(self) -> bool:
         return self.hosts.health() == "OK" and self.pairs()
+
+    def settle(self) -> None:
+        """Until it has been well for a while: of a server that was away the others may tell after it is back."""
+        since = math.inf
+
+        def settled() -> bool:
+            nonlocal since
+            since = min(since, time.monotonic()) if self.is_well() else math.inf
+            return time.monotonic() - since >= SETTLED_SECONDS
+
+        self.wait(settled, f"health is OK and every chunk has two copies: {self.hosts.health()}")
 
 
 class Operation:
@@ -311,7 +324,7 @@ class Failpoints:
                 self.hosts.start(MDM)
                 self.hosts.await_answer()
             operation.finish()
-            self.world.wait(self.world.is_well, f"health is OK and every chunk has two copies: {self.hosts.health()}")
+            self.world.settle()
             ended = time.monotonic()
         seen = self.load.judge([*logs.values(), *self.load.read_back()])
         problems += self.load.problems + self.load.evidence + two_copies(self.hosts, list(VOLUMES))
