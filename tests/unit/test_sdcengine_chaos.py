@@ -131,7 +131,7 @@ class Load:
             if token not in self.r.done:
                 continue
             error, got = self.r.done.pop(token)
-            assert error == 0, (cell, data)
+            assert error == 0, (cell, data, self.r.seen("io_error"), self.r.engine.stats())
             del self.busy[cell]
             self.done += 1
             if data is not None:
