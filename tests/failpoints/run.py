@@ -26,6 +26,7 @@ import shutil
 import signal
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -127,7 +128,7 @@ class World:
         self.wait(settled, f"health is OK and every chunk has two copies: {self.hosts.health()}")
 
 
-class Operation:
+class Operation(ABC):
     """``prepare``, then ``begin`` and ``is_done`` with the MDM's boundaries counted, then ``finish``."""
 
     name = ""
@@ -137,14 +138,14 @@ class Operation:
         self.hosts = world.hosts
         self.sds = ""
 
-    def prepare(self) -> None:
-        pass
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to do
+        """Before boundaries are counted."""
 
-    def begin(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def begin(self) -> None: ...
 
-    def is_done(self) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def is_done(self) -> bool: ...
 
     def finish(self) -> None:
         self.hosts.start(self.sds)
