@@ -29,7 +29,7 @@ from datapath.sdcrequest cimport *
 from datapath.sdcstate cimport *
 from datapath.volumemap cimport map_segment_drop
 from datapath.waiting cimport (EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, epoll_create1, epoll_ctl,
-                               epoll_event, epoll_wait)
+                               epoll_event, epoll_wait, pfvol_short_slice)
 from datapath.wire cimport IO_SIZE_MAX, bad_frame_text
 
 cdef extern from "<sys/timerfd.h>" nogil:
@@ -100,6 +100,7 @@ cdef void _run(Engine* e) noexcept nogil:
     cdef epoll_event events[EVENTS_PER_TURN]
     cdef int count, i
     cdef uint64_t what, expired
+    pfvol_short_slice()
     while not e.stopping:
         count = epoll_wait(e.epoll_fd, events, EVENTS_PER_TURN, -1 if _sleep_until(e, _timeout_ms(e)) else 0)
         _look_at_clock(e)

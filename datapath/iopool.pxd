@@ -1,5 +1,7 @@
 # A few threads for what may block on a disk: cold reads, journal commits, syncs. Jobs are embedded in their owner's
 # structs; `run` is called on a pool thread, the finished job comes back to the shard's thread through iopool_take.
+# What a client waits for and is short (urgent) comes first, and always finds threads that do nothing else: at most half
+# of them are busy with the rest.
 from libc.stdint cimport uint32_t
 
 cdef extern from "<pthread.h>" nogil:
@@ -23,8 +25,11 @@ cdef struct Job:
 cdef struct IoPool:
     pthread_mutex_t mutex
     pthread_cond_t cond
+    Job* urgent_head
+    Job* urgent_tail
     Job* queue_head
     Job* queue_tail
+    uint32_t long_count              # threads that do something that is not urgent
     Job* done_head
     Job* done_tail
     int event_fd                     # readable when iopool_take has something
@@ -36,6 +41,6 @@ cdef struct IoPool:
 cdef int iopool_start(IoPool* p, uint32_t threads) noexcept nogil
 # Waits for what is queued, then joins. Does nothing if the pool does not run.
 cdef void iopool_stop(IoPool* p) noexcept nogil
-cdef void iopool_submit(IoPool* p, Job* job) noexcept nogil
+cdef void iopool_submit(IoPool* p, Job* job, bint urgent) noexcept nogil
 # All finished jobs, linked by `next`, oldest first.
 cdef Job* iopool_take(IoPool* p) noexcept nogil

@@ -4,7 +4,7 @@ from libc.errno cimport EAGAIN, errno
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
 from posix.unistd cimport close, read, write
-from datapath.waiting cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd
+from datapath.waiting cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd, pfvol_short_slice
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_create(pthread_t* thread, const void* attributes, void* (*start)(void*) noexcept nogil, void* argument)
@@ -29,25 +29,41 @@ cdef inline void append(Job** head, Job** tail, Job* job) noexcept nogil:
     tail[0] = job
 
 
+cdef inline Job* shift(Job** head) noexcept nogil:
+    cdef Job* job = head[0]
+    if job != NULL:
+        head[0] = job.next
+    return job
+
+
 cdef void* work(void* argument) noexcept nogil:
     cdef IoPool* p = <IoPool*>argument
     cdef Job* job
+    cdef bint urgent
     cdef uint64_t one = 1
+    pfvol_short_slice()
+    pthread_mutex_lock(&p.mutex)
     while True:
-        pthread_mutex_lock(&p.mutex)
-        while p.queue_head == NULL and not p.stopping:
-            pthread_cond_wait(&p.cond, &p.mutex)
-        job = p.queue_head
+        job = shift(&p.urgent_head)
+        urgent = job != NULL
+        if not urgent and (p.long_count < (p.thread_count + 1) // 2 or p.stopping):
+            job = shift(&p.queue_head)
         if job == NULL:
-            pthread_mutex_unlock(&p.mutex)
-            return NULL
-        p.queue_head = job.next
+            if p.stopping:
+                break
+            pthread_cond_wait(&p.cond, &p.mutex)
+            continue
+        p.long_count += not urgent
         pthread_mutex_unlock(&p.mutex)
         job.run(job)
         pthread_mutex_lock(&p.mutex)
+        p.long_count -= not urgent
         append(&p.done_head, &p.done_tail, job)
         pthread_mutex_unlock(&p.mutex)
         write(p.event_fd, &one, sizeof(one))
+        pthread_mutex_lock(&p.mutex)
+    pthread_mutex_unlock(&p.mutex)
+    return NULL
 
 
 cdef int iopool_start(IoPool* p, uint32_t threads) noexcept nogil:
@@ -84,9 +100,12 @@ cdef void iopool_stop(IoPool* p) noexcept nogil:
     p.event_fd = -1
 
 
-cdef void iopool_submit(IoPool* p, Job* job) noexcept nogil:
+cdef void iopool_submit(IoPool* p, Job* job, bint urgent) noexcept nogil:
     pthread_mutex_lock(&p.mutex)
-    append(&p.queue_head, &p.queue_tail, job)
+    if urgent:
+        append(&p.urgent_head, &p.urgent_tail, job)
+    else:
+        append(&p.queue_head, &p.queue_tail, job)
     pthread_cond_signal(&p.cond)
     pthread_mutex_unlock(&p.mutex)
 

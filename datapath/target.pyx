@@ -37,7 +37,7 @@ from datapath.targetvolumes cimport (forget_dropped, misses_answered, purge, seg
                                      volume_report)
 from datapath.volumemap cimport map_destroy, map_init
 from datapath.waiting cimport (EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, epoll_create1,
-                               epoll_ctl, epoll_event, epoll_wait)
+                               epoll_ctl, epoll_event, epoll_wait, pfvol_short_slice)
 from datapath.wire cimport CHUNK_BLOCKS, ST_OK, bad_frame_text
 
 cdef extern from "<string.h>" nogil:
@@ -290,6 +290,7 @@ cdef void run(Engine* e) noexcept nogil:
     cdef Job* job
     cdef Job* following
     cdef Conn* c
+    pfvol_short_slice()
     while not e.stopping:
         count = epoll_wait(e.epoll_fd, evs, 64, e.wait_ms)
         e.now_ns = now()
@@ -354,7 +355,7 @@ cdef class Target:
     cdef bint started, stopped
     cdef readonly int event_fd
 
-    def __cinit__(self, uint32_t sds_id, uint64_t incarnation, uint64_t durable_incarnation, *, uint32_t io_threads=2):
+    def __cinit__(self, uint32_t sds_id, uint64_t incarnation, uint64_t durable_incarnation, *, uint32_t io_threads=4):
         cdef Engine* e = <Engine*>calloc(1, sizeof(Engine))
         cdef epoll_event ev
         if e == NULL:

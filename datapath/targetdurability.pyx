@@ -45,7 +45,7 @@ cdef void submit(Engine* e, DeviceState* ds, Job* job, int kind, void (*run)(Job
     job.run = run
     job.owner = ds
     job.kind = kind
-    iopool_submit(&e.io, job)
+    iopool_submit(&e.io, job, kind == JOB_COMMIT)
 
 
 cdef void commit_start(Engine* e, DeviceState* ds) noexcept nogil:

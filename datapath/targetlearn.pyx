@@ -407,7 +407,7 @@ cdef void copy_start(Engine* e, Op* op) noexcept nogil:
     op.job.kind = KIND_COPY
     e.learn_reads += 1
     e.counters.reads_pooled += 1
-    iopool_submit(&e.io, &op.job)
+    iopool_submit(&e.io, &op.job, False)
 
 
 cdef void copy_run(Job* job) noexcept nogil:

@@ -145,7 +145,7 @@ cdef void read_start(Engine* e, Op* op) noexcept nogil:
     op.job.run = read_run
     op.job.kind = KIND_READ
     e.counters.reads_pooled += 1
-    iopool_submit(&e.io, &op.job)
+    iopool_submit(&e.io, &op.job, True)
 
 
 cdef void read_run(Job* job) noexcept nogil:

@@ -125,7 +125,7 @@ cdef bint read_begin(Engine* e, Op* op) noexcept nogil:
     op.h.chunk_index = op.chunk.index
     op.job.run = read_blocks
     op.job.kind = KIND_CHECK
-    iopool_submit(&e.io, &op.job)
+    iopool_submit(&e.io, &op.job, False)
     return True
 
 

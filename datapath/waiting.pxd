@@ -1,4 +1,4 @@
-# What the kernel offers a thread that waits for several things at once: epoll and eventfd.
+# What the kernel offers a thread that waits for several things at once: epoll and eventfd, and to run soon after.
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -16,3 +16,6 @@ cdef extern from "<sys/epoll.h>" nogil:
 cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd(unsigned int initval, int flags)
     int EFD_NONBLOCK, EFD_CLOEXEC
+
+cdef extern from "timeslice.h" nogil:
+    int pfvol_short_slice()

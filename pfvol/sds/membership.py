@@ -26,6 +26,8 @@ ASK_AGAIN_SECONDS: Final = 0.5
 ASK_TIMEOUT_SECONDS: Final = 5.0
 BURY_PAUSES_SECONDS: Final = (0.05, 0.1, 0.2, 0.4)  # until the MDM too has seen a process end whose port refuses
 CHUNKS_PER_CALL_MAX: Final = 8192
+LEARNED_PAUSE_SECONDS: Final = 1.0  # each call changes maps, and costs every SDS and SDC a few ms of processor
+LEARNED_FEW: Final = 64  # at a time; more than that are not kept waiting
 
 Chunk = tuple[int, int]
 
@@ -270,6 +272,8 @@ class Membership:
             for chunk, mark in batch.items():
                 if news[chunk] == mark:
                     del news[chunk]
+            if waiting is self._learned and len(batch) < LEARNED_FEW:
+                await trio.sleep(LEARNED_PAUSE_SECONDS)
         del waiting[sds_id]
 
     def _learned_params(self, sds_id: int, chunks: dict[Chunk, int]) -> dict[str, Any]:

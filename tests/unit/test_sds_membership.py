@@ -12,7 +12,13 @@ import trio.testing
 from structlog.testing import capture_logs
 
 from pfvol.errors import ConflictError, InternalError, InvalidError, TimedOutError, UnreachableError
-from pfvol.sds.membership import ASK_AGAIN_SECONDS, ASK_TIMEOUT_SECONDS, CHUNKS_PER_CALL_MAX, Membership
+from pfvol.sds.membership import (
+    ASK_AGAIN_SECONDS,
+    ASK_TIMEOUT_SECONDS,
+    CHUNKS_PER_CALL_MAX,
+    LEARNED_PAUSE_SECONDS,
+    Membership,
+)
 
 PEER, INCARNATION = 2, 7
 CHUNK, OTHER = (9, 0), (9, 1)
@@ -372,14 +378,17 @@ async def test_news_of_a_learner_that_comes_meanwhile_goes_with_the_next_call(
         it.membership.learned(3, [(9, 5, 1)], 7000)
         await trio.sleep(0.1)
         it.gate.set()
-        await trio.sleep(0.1)
+        await trio.sleep(0.9 * LEARNED_PAUSE_SECONDS)
         assert [params for _, params in it.asked] == [
             {"learner": PEER, "chunks": [[9, 0, 12]], "resync_bytes": 4096},
             {"learner": 3, "chunks": [[9, 5, 1]], "resync_bytes": 7000},
+        ]
+        await trio.sleep(0.2 * LEARNED_PAUSE_SECONDS)
+        assert [params for _, params in it.asked[2:]] == [
             {"learner": PEER, "chunks": [[9, 0, 13], [9, 1, 3]], "resync_bytes": 7000},
         ]
         it.membership.learned(PEER, [(9, 0, 14)], 8000)
-        await trio.sleep(0.1)
+        await trio.sleep(LEARNED_PAUSE_SECONDS)
         assert it.asked[-1][1] == {"learner": PEER, "chunks": [[9, 0, 14]], "resync_bytes": 8000}
 
 
@@ -387,7 +396,7 @@ async def test_a_great_many_chunks_go_in_several_calls(autojump_clock: trio.test
     async with world() as it:
         it.answers = [{"joined": 1, "version": 4}] * 9
         it.membership.learned(PEER, [(9, chunk, 1) for chunk in range(CHUNKS_PER_CALL_MAX + 1)], 0)
-        await trio.sleep(1)
+        await trio.sleep(0.1)
         assert [len(params["chunks"]) for _, params in it.asked] == [CHUNKS_PER_CALL_MAX, 1]
 
 
