@@ -26,10 +26,9 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from pfvol.errors import Error
-from tools.demo.hosts import MDM, Hosts, HostsError, Shape, cluster
-from tools.demo.network import NetworkError
-from tools.soak.load import Load, Pattern, logs_of, two_copies
+from tools.demo.hosts import MDM, Hosts, Shape
+from tools.soak.hosted import add_options, on_hosts, report
+from tools.soak.load import Load, Pattern, two_copies
 from tools.soak.world import SoakError
 
 MIB = 1024**2
@@ -212,31 +211,14 @@ def main() -> int:
     parser.add_argument("--stall-max", type=float, default=3.0)
     parser.add_argument("--mdm-stall-max", type=float, default=0.1)
     parser.add_argument("--sds", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
-    parser.add_argument("--namespaces", action="store_true", help="hosts that are network namespaces (needs root)")
-    parser.add_argument("--name", default="failover", help="of the hosts (python -m tools.demo.hosts)")
     parser.add_argument("--output", type=Path, default=Path("failover.results.json"))
-    parser.add_argument("--keep", action="store_true", help="leave the cluster of a run that failed")
+    add_options(parser, "failover")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     measured: list[Measured] = []
-    shape, loopback = Shape(sds=arguments.sds, sdcs=1), not arguments.namespaces
-    try:
-        with cluster(arguments.name, shape, loopback=loopback) as hosts:
-            try:
-                found = run(hosts, arguments, measured)
-                hosts.kept = arguments.keep and bool(found)
-            except (SoakError, HostsError, Error):
-                print(logs_of(hosts))
-                hosts.kept = arguments.keep
-                raise
-    except (SoakError, HostsError, NetworkError, Error, OSError, subprocess.TimeoutExpired) as error:
-        found = [str(error)]
-    figures = {"seed": arguments.seed, "problems": found, "measured": [asdict(one) for one in measured]}
-    arguments.output.write_text(json.dumps(figures, indent=1) + "\n")
-    print("\n".join(table(measured)))
-    print("\n".join(f"FAILED: {problem}" for problem in found) or "passed")
-    return 1 if found else 0
+    shape = Shape(sds=arguments.sds, sdcs=1)
+    found = on_hosts(arguments, shape, lambda hosts: run(hosts, arguments, measured))
+    return report(arguments, found, {"measured": [asdict(one) for one in measured]}, table(measured))
 
 
 if __name__ == "__main__":

@@ -21,23 +21,21 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from pfvol.errors import ConflictError, Error, NotFoundError, TimedOutError, UnreachableError
-from tools.demo.hosts import MDM, Hosts, HostsError, Shape, cluster
-from tools.demo.network import NetworkError
+from tools.demo.hosts import MDM, Hosts, HostsError, Shape
 from tools.soak.clients import Log
+from tools.soak.hosted import add_options, on_hosts, told, verdict
 from tools.soak.load import Growth, Load, Pattern, logs_of, two_copies
 from tools.soak.stamps import blocks_of
-from tools.soak.world import SoakError
 
 MIB = 1024**2
 VOLUMES = ("one", "two")
@@ -490,22 +488,13 @@ def schedule(faults: Sequence[Fault], rng: random.Random) -> list[tuple[float, i
     )
 
 
-@contextmanager
-def _told(problems: list[str]) -> Iterator[None]:
-    """What ends a run is one of its problems."""
-    try:
-        yield
-    except (SoakError, HostsError, NetworkError, Error, OSError, subprocess.TimeoutExpired) as error:
-        problems.append(str(error))
-
-
 def soak(hosts: Hosts, arguments: argparse.Namespace, journal: Journal) -> list[str]:
     """The whole run; what was not as it must be."""
     pattern = Pattern(rate=arguments.rate)
     load, until = Load(hosts, VOLUMES, pattern), time.monotonic() + arguments.minutes * 60
     run = Soak(hosts, random.Random(arguments.seed), arguments.kinds, journal, load, Growth(hosts))
     number = 0
-    with _told(load.problems):
+    with told(load.problems):
         run.begin()
         while not load.problems and time.monotonic() < until and len(run.happened) < arguments.faults:
             number += 1
@@ -541,34 +530,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Random faults under load: is anything lost, stale or refused?")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--faults", type=int, default=1_000_000, help="groups of them, at most")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     parser.add_argument("--kinds", type=_kinds, help=f"comma-separated, of {','.join(KINDS)}")
-    parser.add_argument("--namespaces", action="store_true", help="hosts that can be cut from each other (needs root)")
     parser.add_argument("--sds", type=int, default=4)
     parser.add_argument("--sdcs", type=int, default=2)
     parser.add_argument("--rate", type=float, default=600, help="IOs a second of each mount")
-    parser.add_argument("--name", default="soak", help="of the hosts (python -m tools.demo.hosts)")
     parser.add_argument("--journal", type=Path, default=Path("soak.journal.jsonl"))
     parser.add_argument("--quick", action="store_true", help="do not read each copy alone in the end")
-    parser.add_argument("--keep", action="store_true", help="leave the cluster of a run that failed")
+    add_options(parser, "soak")
     arguments = parser.parse_args()
     able = [kind for kind in KINDS if arguments.namespaces or not kind.startswith("cut")]
     arguments.kinds = arguments.kinds or able
     if wrong := sorted(set(arguments.kinds) - set(able)):
         parser.error(f"{', '.join(wrong)} needs --namespaces")
     print(f"seed {arguments.seed}; journal: {arguments.journal}", flush=True)
-    problems: list[str] = []
-    with arguments.journal.open("w") as file, _told(problems):
+    with arguments.journal.open("w") as file:
         journal = Journal(file)
         journal.write("begun", seed=arguments.seed, kinds=arguments.kinds, minutes=arguments.minutes)
         shape = Shape(sds=arguments.sds, sdcs=arguments.sdcs)
-        with cluster(arguments.name, shape, loopback=not arguments.namespaces) as hosts:
-            problems += soak(hosts, arguments, journal)
-            hosts.kept = arguments.keep and bool(problems)
-    print(
-        "\n".join(f"FAILED: {problem}" for problem in problems) or "passed: nothing lost, nothing stale, no IO failed"
-    )
-    return 1 if problems else 0
+        problems = on_hosts(arguments, shape, lambda hosts: soak(hosts, arguments, journal))
+    return verdict(problems, "passed: nothing lost, nothing stale, no IO failed")
 
 
 def _kinds(text: str) -> list[str]:

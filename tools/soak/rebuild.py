@@ -14,7 +14,6 @@ Last, every block is read back, and ``vol verify`` has to be clean. Ends with 1 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import subprocess
@@ -28,11 +27,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pfvol.constants import CHUNK_SIZE_BYTES
-from pfvol.errors import ConflictError, Error
+from pfvol.errors import ConflictError
 from pfvol.sdc import launch
-from tools.demo.hosts import POOL, Hosts, HostsError, Shape, cluster
-from tools.demo.network import NetworkError
-from tools.soak.load import logs_of, two_copies
+from tools.demo.hosts import POOL, Hosts, Shape
+from tools.soak.hosted import add_options, on_hosts, report
+from tools.soak.load import two_copies
 from tools.soak.paced import FILLED, Io, read_log
 from tools.soak.world import SoakError
 
@@ -413,31 +412,14 @@ def main() -> int:
     parser.add_argument("--quiet-seconds", type=float, default=10.0, help="without a rebuild, before and after each")
     parser.add_argument("--rate-error-max", type=float, default=0.1)
     parser.add_argument("--p99-ratio-max", type=float, default=2.0)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
-    parser.add_argument("--namespaces", action="store_true", help="hosts that are network namespaces (needs root)")
-    parser.add_argument("--name", default="rebuild", help="of the hosts (python -m tools.demo.hosts)")
     parser.add_argument("--output", type=Path, default=Path("rebuild.results.json"))
-    parser.add_argument("--keep", action="store_true", help="leave the cluster of a run that failed")
+    add_options(parser, "rebuild")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     rounds: list[Round] = []
     shape = Shape(sds=SDSS, sdcs=len(VOLUMES), sds_bytes=arguments.sds_mib * MIB)
-    try:
-        with cluster(arguments.name, shape, loopback=not arguments.namespaces) as hosts:
-            try:
-                found = run(hosts, arguments, rounds)
-                hosts.kept = arguments.keep and bool(found)
-            except (SoakError, HostsError, Error):
-                print(logs_of(hosts))
-                hosts.kept = arguments.keep
-                raise
-    except (SoakError, HostsError, NetworkError, Error, OSError, subprocess.TimeoutExpired) as error:
-        found = [str(error)]
-    figures = {"seed": arguments.seed, "problems": found, "rounds": [asdict(one) for one in rounds]}
-    arguments.output.write_text(json.dumps(figures, indent=1) + "\n")
-    print("\n".join(table(rounds)))
-    print("\n".join(f"FAILED: {problem}" for problem in found) or "passed")
-    return 1 if found else 0
+    found = on_hosts(arguments, shape, lambda hosts: run(hosts, arguments, rounds))
+    return report(arguments, found, {"rounds": [asdict(one) for one in rounds]}, table(rounds))
 
 
 if __name__ == "__main__":
