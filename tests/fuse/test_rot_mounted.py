@@ -18,6 +18,21 @@ MIB = 1024**2
 BLOCK = 4096
 
 
+def written(
+    fresh_cluster: Callable[..., TestCluster], volume_size: str, content_bytes: int
+) -> tuple[TestCluster, Path, bytes]:
+    """Two SDSs and a mounted volume, and what was written to the start of it."""
+    cluster = fresh_cluster(sds=2, devices=1, device_size_bytes=64 * MIB)
+    cluster.volume("data", volume_size, sdc="host")
+    volume = cluster.mount(sdc="host").volume("data")
+    content = os.urandom(content_bytes)
+    with volume.open("r+b") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return cluster, volume, content
+
+
 def rot(cluster: TestCluster, node: str, block: bytes) -> None:
     """Flips a bit of the block in the node's block files, through another descriptor than the SDS's."""
     for path in (cluster.data_dir / node).rglob("blocks"):
@@ -43,15 +58,7 @@ def events(cluster: TestCluster) -> list[str]:
 
 
 def test_rot_in_one_copy_is_repaired_and_in_both_an_error(fresh_cluster: Callable[..., TestCluster]) -> None:
-    cluster = fresh_cluster(sds=2, devices=1, device_size_bytes=64 * MIB)
-    cluster.volume("data", "16MiB", sdc="host")
-    mount = cluster.mount(sdc="host")
-    volume = mount.volume("data")
-    content = os.urandom(2 * MIB)
-    with volume.open("r+b") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    cluster, volume, content = written(fresh_cluster, "16MiB", 2 * MIB)
     blocks = random.sample(range(len(content) // BLOCK), 20)
     for index, block in enumerate(blocks):
         rot(cluster, ("sds1", "sds2")[index % 2], content[block * BLOCK : (block + 1) * BLOCK])
@@ -75,15 +82,7 @@ def test_rot_in_one_copy_is_repaired_and_in_both_an_error(fresh_cluster: Callabl
 
 def test_a_slot_table_that_rots_while_its_sds_is_away_costs_nothing(fresh_cluster: Callable[..., TestCluster]) -> None:
     """Nobody has to do anything: what the table told of is compared with the other copy, and then both are whole."""
-    cluster = fresh_cluster(sds=2, devices=1, device_size_bytes=64 * MIB)
-    cluster.volume("data", "32MiB", sdc="host")
-    mount = cluster.mount(sdc="host")
-    volume = mount.volume("data")
-    content = os.urandom(18 * MIB)
-    with volume.open("r+b") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    cluster, volume, content = written(fresh_cluster, "32MiB", 18 * MIB)
     localcluster.stop_node(cluster.data_dir, "sds2")
     for table in (cluster.data_dir / "sds2").rglob("slots"):
         table.write_bytes(random.randbytes(table.stat().st_size))
