@@ -76,6 +76,15 @@ async def lost(engines: Engines, sds_id: int, *chunks: int) -> None:
             engines.change(VOLUME, chunk, other, 0, learner, left=sds_id)
 
 
+async def begin(engines: Engines, *entries: tuple[int, int, int]) -> tuple[DataClient, bytes]:
+    """Places these chunks and writes to the first of them; a client of SDS 1, and what it wrote."""
+    engines.place(VOLUME, [*entries])
+    client = await engines[ONE].client(VOLUME, OWNER)
+    data = os.urandom(MIB)
+    await engines.write(client, VOLUME, data)
+    return client, data
+
+
 async def status_of_write(engines: Engines, client: DataClient, data: bytes, chunk: int = 0) -> int:
     return (await client.write(VOLUME, data, chunk, 0, engines.epoch(VOLUME, chunk))).status
 
@@ -84,10 +93,9 @@ async def status_of_write(engines: Engines, client: DataClient, data: bytes, chu
 @pytest.mark.parametrize("size", [4096, MIB // 4], ids=["small", "large"])
 async def test_a_primary_whose_disk_fails_hands_its_chunks_over(tmp_path: Path, name: str, size: int) -> None:
     async with running_engines(tmp_path, 2, devices=1) as engines:
-        engines.place(VOLUME, [(ONE, TWO, 0)] * 2)
-        client, other = await engines[ONE].client(VOLUME, OWNER), await engines[TWO].client(VOLUME, OWNER)
-        old, new = os.urandom(MIB), os.urandom(size)
-        await engines.write(client, VOLUME, old)
+        client, old = await begin(engines, (ONE, TWO, 0), (ONE, TWO, 0))
+        other = await engines[TWO].client(VOLUME, OWNER)
+        new = os.urandom(size)
         spoil(engines, ONE, name=name)
         assert await status_of_write(engines, client, new) == wire.ST_NOT_READY
         assert (await client.read(VOLUME, 0, 0, 4096, engines.epoch(VOLUME, 0))).status == wire.ST_NOT_READY
@@ -122,9 +130,7 @@ async def test_a_chunk_that_was_never_written_is_handed_over_when_it_is_touched(
 
 async def test_a_secondary_whose_disk_fails_goes_out_and_the_waiting_write_is_answered(tmp_path: Path) -> None:
     async with running_engines(tmp_path, 2, devices=1) as engines:
-        engines.place(VOLUME, [(ONE, TWO, 0)])
-        client = await engines[ONE].client(VOLUME, OWNER)
-        await engines.write(client, VOLUME, os.urandom(MIB))
+        client, _ = await begin(engines, (ONE, TWO, 0))
         spoil(engines, TWO)
         data = os.urandom(4096)
         async with trio.open_nursery() as nursery:
@@ -186,9 +192,7 @@ async def test_who_is_alone_says_so(tmp_path: Path) -> None:
 async def test_a_chunk_is_not_handed_over_to_a_copy_that_may_lack_something(tmp_path: Path) -> None:
     """The other member was killed and is back; what it has was not compared before our disk failed."""
     async with running_engines(tmp_path, 2, devices=1) as engines:
-        engines.place(VOLUME, [(ONE, TWO, 0)] * 2)
-        client = await engines[ONE].client(VOLUME, OWNER)
-        await engines.write(client, VOLUME, os.urandom(MIB))
+        client, _ = await begin(engines, (ONE, TWO, 0), (ONE, TWO, 0))
         await engines.stop(TWO)
         lose_writes(engines, ONE)
         engines[ONE].target.checkpoint()
@@ -205,10 +209,8 @@ async def test_a_chunk_is_not_handed_over_to_a_copy_that_may_lack_something(tmp_
 
 async def test_a_block_that_cannot_be_read_costs_the_copy_and_not_the_read(tmp_path: Path) -> None:
     async with running_engines(tmp_path, 2, devices=1) as engines:
-        engines.place(VOLUME, [(ONE, TWO, 0)])
-        client, other = await engines[ONE].client(VOLUME, OWNER), await engines[TWO].client(VOLUME, OWNER)
-        data = os.urandom(MIB)
-        await engines.write(client, VOLUME, data)
+        client, data = await begin(engines, (ONE, TWO, 0))
+        other = await engines[TWO].client(VOLUME, OWNER)
         spoil(engines, ONE, flags=WRITE_ONLY)
         assert (await client.read(VOLUME, 0, 0, 4096, 1)).status == wire.ST_NOT_READY
         await lost(engines, ONE, 0)
@@ -219,9 +221,7 @@ async def test_a_block_that_cannot_be_read_costs_the_copy_and_not_the_read(tmp_p
 
 async def test_a_secondary_without_room_is_left_out_when_that_lasts(tmp_path: Path) -> None:
     async with running_engines(tmp_path, 2, devices=1) as engines:
-        engines.place(VOLUME, [(ONE, TWO, 0)])
-        client = await engines[ONE].client(VOLUME, OWNER)
-        await engines.write(client, VOLUME, os.urandom(MIB))
+        client, _ = await begin(engines, (ONE, TWO, 0))
         fill_up(engines, TWO)
         data = os.urandom(4096)
         assert await status_of_write(engines, client, data) == wire.ST_NOT_READY
@@ -233,10 +233,9 @@ async def test_a_secondary_without_room_is_left_out_when_that_lasts(tmp_path: Pa
 
 async def test_a_primary_without_room_goes_out_when_that_lasts(tmp_path: Path) -> None:
     async with running_engines(tmp_path, 2, devices=1) as engines:
-        engines.place(VOLUME, [(ONE, TWO, 0)])
-        client, other = await engines[ONE].client(VOLUME, OWNER), await engines[TWO].client(VOLUME, OWNER)
-        old, data = os.urandom(MIB), os.urandom(4096)
-        await engines.write(client, VOLUME, old)
+        client, old = await begin(engines, (ONE, TWO, 0))
+        other = await engines[TWO].client(VOLUME, OWNER)
+        data = os.urandom(4096)
         fill_up(engines, ONE)
         assert await status_of_write(engines, client, data) == wire.ST_NOT_READY
         await lost(engines, ONE, 0)
@@ -246,9 +245,7 @@ async def test_a_primary_without_room_goes_out_when_that_lasts(tmp_path: Path) -
 
 async def test_no_room_on_both_sides_is_an_answer(tmp_path: Path) -> None:
     async with running_engines(tmp_path, 2, devices=1) as engines:
-        engines.place(VOLUME, [(ONE, TWO, 0)])
-        client = await engines[ONE].client(VOLUME, OWNER)
-        await engines.write(client, VOLUME, os.urandom(MIB))
+        client, _ = await begin(engines, (ONE, TWO, 0))
         fill_up(engines, ONE)
         fill_up(engines, TWO)
         assert await status_of_write(engines, client, os.urandom(4096)) == wire.ST_NO_SPACE
@@ -257,10 +254,8 @@ async def test_no_room_on_both_sides_is_an_answer(tmp_path: Path) -> None:
 async def test_a_learner_that_may_have_joined_is_kept_when_the_disk_of_who_taught_it_fails(tmp_path: Path) -> None:
     """The MDM has been told that it is whole, and may have died before it said that it is a member now."""
     async with running_engines(tmp_path, 2, devices=1) as engines:
-        engines.place(VOLUME, [(ONE, 0, TWO)])
-        client, other = await engines[ONE].client(VOLUME, OWNER), await engines[TWO].client(VOLUME, OWNER)
-        data = os.urandom(MIB)
-        await engines.write(client, VOLUME, data)
+        client, data = await begin(engines, (ONE, 0, TWO))
+        other = await engines[TWO].client(VOLUME, OWNER)
         await engines[ONE].hears("learned")
         spoil(engines, ONE)
         assert await status_of_write(engines, client, data[:4096]) != wire.ST_OK
@@ -274,9 +269,7 @@ async def test_a_learner_that_may_have_joined_is_kept_when_the_disk_of_who_taugh
 async def test_a_learner_whose_disk_fails_learns_no_more(tmp_path: Path) -> None:
     async with running_engines(tmp_path, 2, devices=1) as engines:
         engines.set_rate(MIB)
-        engines.place(VOLUME, [(ONE, 0, TWO)])
-        client = await engines[ONE].client(VOLUME, OWNER)
-        await engines.write(client, VOLUME, os.urandom(MIB))
+        client, _ = await begin(engines, (ONE, 0, TWO))
         spoil(engines, TWO)
         await engines.write(client, VOLUME, os.urandom(4096))
         await lost(engines, TWO, 0)

@@ -30,6 +30,17 @@ async def filled(engines: Engines, client: DataClient, chunk: int, size: int = C
     return data
 
 
+async def degraded(engines: Engines, chunks: int) -> DataClient:
+    """Full chunks of a pair whose secondary was stopped then, and is to learn when it starts; the primary's client."""
+    engines.place(VOLUME, [(PRIMARY, LEARNER, 0)] * chunks)
+    client = await engines[PRIMARY].client(VOLUME, OWNER)
+    for chunk in range(chunks):
+        await filled(engines, client, chunk)
+    await engines.stop(LEARNER, checkpoint=True)
+    engines.change_all(VOLUME, dict.fromkeys(range(chunks), (PRIMARY, 0, LEARNER)))
+    return client
+
+
 async def content(engines: Engines, client: DataClient, chunk: int) -> bytes:
     parts = [await engines.read(client, VOLUME, chunk, offset, MIB) for offset in range(0, CHUNK, MIB)]
     return b"".join(parts)
@@ -111,12 +122,7 @@ async def test_a_chunk_that_is_written_all_the_time_is_learned_and_joined(tmp_pa
 
 async def test_only_what_was_written_while_the_learner_was_away_is_copied(tmp_path: Path) -> None:
     async with running_engines(tmp_path, 2) as engines:
-        engines.place(VOLUME, [(PRIMARY, LEARNER, 0)] * 4)
-        client = await engines[PRIMARY].client(VOLUME, OWNER)
-        for chunk in range(4):
-            await filled(engines, client, chunk)
-        await engines.stop(LEARNER, checkpoint=True)
-        engines.change_all(VOLUME, dict.fromkeys(range(4), (PRIMARY, 0, LEARNER)))
+        client = await degraded(engines, 4)
         for chunk in range(4):
             await engines.write(client, VOLUME, os.urandom(MIB // 4), chunk, chunk * MIB)
         engines.start(LEARNER)
@@ -129,12 +135,7 @@ async def test_only_what_was_written_while_the_learner_was_away_is_copied(tmp_pa
 
 async def test_discarded_blocks_and_chunks_are_given_up_by_the_learner(tmp_path: Path) -> None:
     async with running_engines(tmp_path, 2) as engines:
-        engines.place(VOLUME, [(PRIMARY, LEARNER, 0)] * 3)
-        client = await engines[PRIMARY].client(VOLUME, OWNER)
-        for chunk in range(3):
-            await filled(engines, client, chunk)
-        await engines.stop(LEARNER, checkpoint=True)
-        engines.change_all(VOLUME, dict.fromkeys(range(3), (PRIMARY, 0, LEARNER)))
+        client = await degraded(engines, 3)
         await engines.discard(client, VOLUME, 0, MIB, MIB)
         await engines.discard(client, VOLUME, 1, 0, CHUNK)
         await engines.discard(client, VOLUME, 2, 0, CHUNK)
