@@ -125,6 +125,13 @@ class Running:
     async def settle(self) -> None:
         await trio.testing.wait_all_tasks_blocked(SETTLED)
 
+    async def begin(self) -> None:
+        """Registered, and the engine has a segment of version 1."""
+        self.register()
+        self.mdm.change()
+        self.fetch()
+        await self.settle()
+
 
 @asynccontextmanager
 async def running() -> AsyncIterator[Running]:
@@ -135,10 +142,7 @@ async def running() -> AsyncIterator[Running]:
 
 async def test_a_push_raises_the_version_when_its_segments_are_there() -> None:
     async with running() as it:
-        it.register()
-        it.mdm.change()
-        it.fetch()
-        await it.settle()
+        await it.begin()
         it.segments.pushed(it.mdm.change())
         assert it.engine.segments == {(VOLUME, 0): 2}
         assert it.engine.version == 2
@@ -215,10 +219,7 @@ async def test_what_was_missed_holds_the_version_back_until_all_is_fetched(
 
 async def test_a_push_of_the_new_session_before_its_registration_does_not_raise() -> None:
     async with running() as it:
-        it.register()
-        it.mdm.change()
-        it.fetch()
-        await it.settle()
+        await it.begin()
         it.mdm.change()  # missed
         it.segments.lost()
         it.segments.pushed(it.mdm.change(1))
@@ -272,10 +273,7 @@ async def test_a_registration_during_the_catching_up_begins_anew(autojump_clock:
 
 async def test_a_version_that_did_not_move_asks_for_nothing() -> None:
     async with running() as it:
-        it.register()
-        it.mdm.change()
-        it.fetch()
-        await it.settle()
+        await it.begin()
         it.segments.pushed(Push(it.mdm.version, it.mdm.version, []))
         asked = it.mdm.asked
         it.register()
@@ -343,10 +341,7 @@ async def test_what_was_forgotten_while_it_was_asked_for_does_not_come_back() ->
 )
 async def test_a_push_that_cannot_be_read_stops_the_version_until_the_next_registration(body: Any) -> None:
     async with running() as it:
-        it.register()
-        it.mdm.change()
-        it.fetch()
-        await it.settle()
+        await it.begin()
         it.mdm.change()
         with pytest.raises(ProtocolError):
             it.segments.parse_push(body)
