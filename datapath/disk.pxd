@@ -2,7 +2,7 @@
 # libc (-1 and errno), and the filter in front of them that makes them fail or wait on purpose. A filter is of the
 # process, which runs one SDS. While nothing is injected a call costs one predictable branch more. Any thread.
 #
-# A mapped slot table and the names in a device's directory go past the seam: what it has to show is how the engine
+# The mapped tag table and the names in a device's directory go past the seam: what it has to show is how the engine
 # takes what a disk may answer to any of these.
 from libc.stdint cimport int64_t
 

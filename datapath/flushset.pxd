@@ -8,6 +8,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 cdef enum:
     LEFT_PRIMARY = 1
     LEFT_SECONDARY = 2
+    GONE_MAX = 8
 
 cdef struct DirtyPair:
     uint16_t primary                 # 0: the entry is free
@@ -23,6 +24,10 @@ cdef struct DirtyPair:
     uint64_t next_secondary
     uint64_t next_since              # 0: there was none
 
+cdef struct Gone:                    # who has left sets, by group of chunks; 0: none
+    uint16_t sds_ids[256][8]
+    bint any
+
 cdef struct FlushSet:
     DirtyPair* pairs                 # open addressing by (primary, secondary, group)
     uint32_t capacity                # 0 or a power of two
@@ -34,10 +39,10 @@ cdef void flushset_destroy(FlushSet* f) noexcept nogil
 # A write to the chunk was acknowledged. `left`: who may have been out of its set since it was sent. 0 or -ENOMEM.
 cdef int flushset_note(FlushSet* f, uint32_t chunk, uint16_t primary, uint16_t secondary, uint64_t primary_incarnation,
                        uint64_t secondary_incarnation, uint64_t since, uint8_t left) noexcept nogil
-# An SDS may have been out of the chunk's set: it vouches no more for who wrote to it until now. The second one is for
-# the copies that flushes have taken.
-cdef void flushset_left(FlushSet* f, uint32_t chunk, uint16_t sds_id) noexcept nogil
-cdef void pairs_left(DirtyPair* pairs, uint32_t count, uint32_t chunk, uint16_t sds_id) noexcept nogil
+# An SDS may have been out of the chunk's set. False when there is no place to note it.
+cdef bint gone_note(Gone* gone, uint32_t chunk, uint16_t sds_id) noexcept nogil
+# They vouch no more for what these pairs (of the set, or a copy that a flush has taken) wrote there until now.
+cdef void pairs_left(DirtyPair* pairs, uint32_t count, const Gone* gone) noexcept nogil
 # A flush begins: a malloc'ed copy of the pairs in `out` (NULL when there are none), the flush's mark in `mark`.
 # Returns the number of pairs, or -ENOMEM.
 cdef int flushset_begin(FlushSet* f, DirtyPair** out, uint64_t* mark) noexcept nogil

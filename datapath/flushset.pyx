@@ -86,25 +86,41 @@ cdef int flushset_note(FlushSet* f, uint32_t chunk, uint16_t primary, uint16_t s
     return 0
 
 
-cdef void pairs_left(DirtyPair* pairs, uint32_t count, uint32_t chunk, uint16_t sds_id) noexcept nogil:
-    cdef DirtyPair* pair
+cdef bint gone_note(Gone* gone, uint32_t chunk, uint16_t sds_id) noexcept nogil:
+    cdef uint16_t* of_group = gone.sds_ids[<uint8_t>chunk]
     cdef uint32_t i
+    gone.any = True
+    for i in range(<uint32_t>GONE_MAX):
+        if of_group[i] == 0:
+            of_group[i] = sds_id
+        if of_group[i] == sds_id:
+            return True
+    return False
+
+
+cdef void pairs_left(DirtyPair* pairs, uint32_t count, const Gone* gone) noexcept nogil:
+    cdef DirtyPair* pair
+    cdef const uint16_t* of_group
+    cdef uint32_t i, j
     cdef uint8_t who
+    if not gone.any:
+        return
     for i in range(count):
         pair = &pairs[i]
-        if pair.primary == 0 or pair.group != <uint8_t>chunk:
+        if pair.primary == 0:
             continue
-        if pair.primary == sds_id or pair.secondary == sds_id:
-            who = LEFT_PRIMARY if pair.primary == sds_id else LEFT_SECONDARY
-            pair.left |= who
-            pair.next_left |= who
-
-
-cdef void flushset_left(FlushSet* f, uint32_t chunk, uint16_t sds_id) noexcept nogil:
-    pairs_left(f.pairs, f.capacity, chunk, sds_id)
+        of_group = gone.sds_ids[pair.group]
+        j = 0
+        while j < <uint32_t>GONE_MAX and of_group[j]:
+            if pair.primary == of_group[j] or pair.secondary == of_group[j]:
+                who = LEFT_PRIMARY if pair.primary == of_group[j] else LEFT_SECONDARY
+                pair.left |= who
+                pair.next_left |= who
+            j += 1
 
 
 cdef int flushset_begin(FlushSet* f, DirtyPair** out, uint64_t* mark) noexcept nogil:
+    cdef DirtyPair* pair
     cdef uint32_t i
     cdef int count = 0
     out[0] = NULL
@@ -117,10 +133,14 @@ cdef int flushset_begin(FlushSet* f, DirtyPair** out, uint64_t* mark) noexcept n
     f.last_mark = f.last_mark % (MARK_CLEARED - 1) + 1
     mark[0] = f.last_mark
     for i in range(f.capacity):
-        if f.pairs[i].primary:
-            out[0][count] = f.pairs[i]
-            f.pairs[i].mark = f.last_mark
-            f.pairs[i].next_since = 0
+        pair = &f.pairs[i]
+        if pair.primary:
+            if pair.next_since:                            # of writes after an earlier flush, which is not answered
+                pair.since = min(pair.since, pair.next_since)
+                pair.left |= pair.next_left
+                pair.next_since = pair.next_left = 0
+            out[0][count] = pair[0]
+            pair.mark = f.last_mark
             count += 1
     return count
 

@@ -1,7 +1,7 @@
 # A few threads for what may block on a disk: cold reads, journal commits, syncs. Jobs are embedded in their owner's
 # structs; `run` is called on a pool thread, the finished job comes back to the shard's thread through iopool_take.
-# What a client waits for and is short (urgent) comes first, and always finds threads that do nothing else: at most half
-# of them are busy with the rest.
+# What a client waits for and is short (urgent) comes first, and always finds threads that do nothing else: of the rest
+# at most half of them do something, and at least one as long as there is something.
 from libc.stdint cimport uint32_t
 
 cdef extern from "<pthread.h>" nogil:

@@ -44,9 +44,14 @@ cdef void* work(void* argument) noexcept nogil:
     pfvol_short_slice()
     pthread_mutex_lock(&p.mutex)
     while True:
-        job = shift(&p.urgent_head)
-        urgent = job != NULL
-        if not urgent and (p.long_count < (p.thread_count + 1) // 2 or p.stopping):
+        job = NULL
+        urgent = False
+        if p.long_count == 0 and p.thread_count > 1:       # else what never ends could keep it waiting for ever
+            job = shift(&p.queue_head)
+        if job == NULL:
+            job = shift(&p.urgent_head)
+            urgent = job != NULL
+        if job == NULL and (p.long_count < (p.thread_count + 1) // 2 or p.stopping):
             job = shift(&p.queue_head)
         if job == NULL:
             if p.stopping:

@@ -133,7 +133,7 @@ cdef class Recovery:
     cdef uint32_t mended             # entries that had rotted and are known all the same
     cdef object name
     cdef set freed                   # chunks whose slot was taken in a live generation
-    cdef set freed_open              # those of them that the open generation already tells
+    cdef dict freed_in               # the newest generation that tells so of each that one of them does
     cdef list punch, lost, lost_reasons, changed
 
     def __cinit__(self):
@@ -154,7 +154,7 @@ cdef class Recovery:
         self.scratch = <char*>malloc(SLOT_SIZE)
         if self.states == NULL or self.scratch == NULL:
             raise MemoryError()
-        self.freed, self.freed_open = set(), set()
+        self.freed, self.freed_in = set(), {}
         self.punch, self.lost, self.lost_reasons, self.changed = [], [], [], []
 
     cdef tuple header(self, int half):
@@ -211,8 +211,7 @@ cdef class Recovery:
             if record.slot == <uint32_t>SLOT_NONE or record.kind == JOURNAL_FREE:
                 chunk = (record.volume_id, record.chunk_index)
                 self.freed.add(chunk)
-                if generation == self.open_generation:
-                    self.freed_open.add(chunk)
+                self.freed_in[chunk] = generation
             if record.slot != <uint32_t>SLOT_NONE:
                 state = &self.states[record.slot]
                 state.fresh = record.kind == JOURNAL_ALLOC or (state.fresh and record.kind == JOURNAL_DIRTY)
@@ -260,7 +259,7 @@ cdef class Recovery:
         cdef SlotEntry* entry = self.device.slots + slot
         if not self.holds_something(slot):
             # A slot in use has tags, unless its record never became durable and nobody was told.
-            self.write(slot, SLOT_FREE, 0, 0, 0, self.base)
+            self.write(slot, SLOT_FREE, 0, 0, 0, self.base - 1)
             self.mended += 1
         elif entry_mend(entry, slot) and entry.state == SLOT_USED and self.vouched_for(slot):
             self.changed.append(slot)
@@ -402,7 +401,8 @@ cdef class Recovery:
             if last == NULL or last.generation != self.open_generation:
                 told.append((volume_id, chunk_index, slot, self.device.slots[<uint32_t>slot].epoch))
         told += [(volume_id, chunk_index, <uint32_t>SLOT_NONE, 0)
-                 for volume_id, chunk_index in sorted(self.freed - self.freed_open)]
+                 for volume_id, chunk_index in sorted(self.freed)
+                 if self.freed_in.get((volume_id, chunk_index)) != self.open_generation]
         return told
 
     cdef dict run(self):

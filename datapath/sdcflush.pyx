@@ -20,18 +20,17 @@ told is true ends what is dirty.
 
 from libc.errno cimport EIO, ENODEV, ENOMEM
 from libc.stdlib cimport calloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from datapath.flushset cimport (
-    LEFT_PRIMARY, LEFT_SECONDARY, flushset_begin, flushset_end, flushset_left, flushset_note, pairs_left)
+    LEFT_PRIMARY, LEFT_SECONDARY, Gone, flushset_begin, flushset_end, flushset_note, gone_note, pairs_left)
 from datapath.sdclink cimport link_need, part_route
 from datapath.sdcrequest cimport request_cancel, request_finish, request_link
 from datapath.sdcstate cimport *
-from datapath.volumemap cimport MAP_SEGMENT_SIZE, MapEntry, map_lookup, map_segment_set
+from datapath.volumemap cimport MAP_ERA_BITS, MAP_SEGMENT_SIZE, MapEntry, map_lookup, map_segment_set
 from datapath.wire cimport OP_FLUSH
 
 cdef enum:
     ENTRIES = 1024                   # of a segment
-    ERA_BITS = 20                    # an epoch's lower bits: EPOCH_ERA
     TIDY_NS = 1000000000             # the sets have not changed for so long, or
     TIDY_BY_NS = 10000000000         # changed first so long ago: the volume is flushed
 
@@ -231,6 +230,7 @@ cdef void flush_heard(Engine* e, uint64_t before, uint64_t durable_incarnation) 
 
 cdef int flush_segment_set(Engine* e, Volume* v, uint32_t segment, const void* entries, uint64_t size) noexcept nogil:
     cdef MapEntry before[ENTRIES]
+    cdef Gone gone
     cdef const MapEntry* entry
     cdef bint known = segment < v.map.segment_count and v.map.segments[segment] != NULL
     cdef int result
@@ -241,40 +241,59 @@ cdef int flush_segment_set(Engine* e, Volume* v, uint32_t segment, const void* e
     if not known or result < 0:
         return result
     e.happened += 1
+    memset(&gone, 0, sizeof(gone))
     for i in range(ENTRIES):
         entry = &v.map.segments[segment][i]
         if before[i].epoch and entry.epoch > before[i].epoch:
-            _entry_changed(e, v, segment * ENTRIES + i, &before[i], entry)
+            _who_left(e, v, segment * ENTRIES + i, &before[i], entry, &gone)
+    _tell_gone(e, v, &gone)
+    for i in range(ENTRIES):
+        entry = &v.map.segments[segment][i]
+        if v.dirty.count and before[i].epoch and entry.epoch > before[i].epoch and entry.primary and not _same_set(
+                &before[i], entry):
+            _joined(e, v, segment * ENTRIES + i, entry)
+            _tidy_soon(e, v)
     if v.forced_at == e.happened:
         emit(e, EV_FORCED, segment, v.id, 0, 0, NULL, 0)
     return 0
 
 
-cdef void _entry_changed(Engine* e, Volume* v, uint32_t chunk, const MapEntry* before,
-                         const MapEntry* entry) noexcept nogil:
+cdef inline bint _same_set(const MapEntry* before, const MapEntry* entry) noexcept nogil:
+    return (entry.epoch - before.epoch == 1 and entry.primary == before.primary
+            and entry.secondary == before.secondary)
+
+
+cdef void _who_left(Engine* e, Volume* v, uint32_t chunk, const MapEntry* before, const MapEntry* entry,
+                    Gone* gone) noexcept nogil:
     cdef uint32_t changes = entry.epoch - before.epoch
-    if entry.epoch >> ERA_BITS != before.epoch >> ERA_BITS:
+    if entry.epoch >> MAP_ERA_BITS != before.epoch >> MAP_ERA_BITS:
         v.forced_at = e.happened
-    if changes == 1 and entry.primary == before.primary and entry.secondary == before.secondary:
+    if _same_set(before, entry):
         return
     if not _stayed_in(entry, changes, before.primary):
-        _left(e, v, chunk, before.primary)
+        _gone(e, v, chunk, before.primary, gone)
     if before.secondary and not _stayed_in(entry, changes, before.secondary):
-        _left(e, v, chunk, before.secondary)
-    if v.dirty.count and entry.primary:
-        _joined(e, v, chunk, entry)
-        _tidy_soon(e, v)
+        _gone(e, v, chunk, before.secondary, gone)
 
 
-cdef void _left(Engine* e, Volume* v, uint32_t chunk, uint16_t sds_id) noexcept nogil:
+cdef inline void _gone(Engine* e, Volume* v, uint32_t chunk, uint16_t sds_id, Gone* gone) noexcept nogil:
+    if not gone_note(gone, chunk, sds_id):
+        _tell_gone(e, v, gone)
+        gone_note(gone, chunk, sds_id)
+
+
+cdef void _tell_gone(Engine* e, Volume* v, Gone* gone) noexcept nogil:
+    """The pairs that are dirty, and the copies of these that flushes have taken. Once for all that a segment says of
+    who has left: there may be thousands of pairs."""
     cdef Link* link = e.active.next
     cdef Request* r
-    flushset_left(&v.dirty, chunk, sds_id)
-    while link != &e.active:
+    pairs_left(v.dirty.pairs, v.dirty.capacity, gone)
+    while gone.any and link != &e.active:
         r = <Request*>link
         if r.kind == REQ_FLUSH and r.volume == v and r.pairs != NULL:
-            pairs_left(r.pairs, r.pair_count, chunk, sds_id)
+            pairs_left(r.pairs, r.pair_count, gone)
         link = link.next
+    memset(gone, 0, sizeof(Gone))
 
 
 cdef void _joined(Engine* e, Volume* v, uint32_t chunk, const MapEntry* entry) noexcept nogil:

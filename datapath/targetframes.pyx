@@ -383,7 +383,7 @@ cdef void opened_there(Engine* e, const Header* h) noexcept nogil:
         return                                             # it says so of the gate only: the two have not compared
     agreed(e, chunk)
     chunk.retry_ns = 0
-    if h.epoch >= entry.epoch:
+    if h.epoch <= entry.epoch:                             # else the map that it is of is still to come
         chunk_forget(e, chunk)
 
 

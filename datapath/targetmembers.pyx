@@ -16,7 +16,7 @@ from datapath.targetlost cimport chunk_lost
 from datapath.targetpair cimport agreed, ask, peer_ready, unsync, unsync_told
 from datapath.targetstate cimport *
 from datapath.targetunsure cimport missing_with
-from datapath.volumemap cimport MapEntry, MapVolume, map_lookup, map_volume_find
+from datapath.volumemap cimport MAP_ERA_BITS, MapEntry, MapVolume, map_lookup, map_volume_find
 from datapath.wire cimport FLAG_RESYNC, OP_PING, ST_OK, ST_STALE_MAP
 
 
@@ -69,7 +69,10 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
     cdef bint member = leads or entry.secondary == e.sds_id
     cdef bint joins = leads and old.epoch and entry.secondary and entry.secondary != old.secondary
     cdef bint taught, doubtful
-    cdef bint taught_us = e.unsure and member and old.learner == e.sds_id
+    # Not by an operator's word: it may have learned nothing yet.
+    cdef bint taught_us = (e.unsure and member and old.learner == e.sds_id
+                           and entry.epoch >> MAP_ERA_BITS == old.epoch >> MAP_ERA_BITS)
+    cdef bint certain
     if entry.left and entry.left != e.sds_id and member:
         fence(e, entry.left, version)
     if chunk == NULL and (joins or taught_us or (member and (entry.left or old.left))):
@@ -80,7 +83,6 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
     chunk.gone = False
     chunk.alone = False
     chunk.failures = 0
-    chunk.full = False
     if member and old.left and old.left != entry.left and old.left != e.sds_id and not gate_open(e, old):
         chunk.hold_ns = max(chunk.hold_ns, e.peers[old.left].fence_ns)  # two members have left one after the other
     if member and chunk.waits and old.left != entry.left:  # nor do we know who was granted what by who led
@@ -90,7 +92,7 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
         chunk.waits = True
         chunk.retry_ns = 0
     if entry.primary != old.primary or entry.secondary != old.secondary:
-        chunk.untold = False                               # who is out may have shown it
+        chunk.untold = chunk.full = False                  # who is out may have shown it
     taught = chunk.learn == LEARN_TOLD and old.learner == entry.secondary
     learn_forget(e, chunk)
     e.gated = True
@@ -110,8 +112,10 @@ cdef void entry_changed(Engine* e, uint64_t volume_id, uint32_t index, const Map
         chunk.doubtful = False                             # it was brought up to date
     if entry.secondary != e.sds_id:
         doubtful = chunk.doubtful and entry.learner == e.sds_id
+        certain = chunk.certain or entry.learner != e.sds_id
         agreed(e, chunk)
         chunk.doubtful = doubtful                          # an operator may have it serve before it has learned
+        chunk.certain = chunk.certain and certain
         e.strays = entry.learner != e.sds_id or e.strays
     elif old.learner == e.sds_id and entry.left == 0:
         agreed(e, chunk)

@@ -301,6 +301,7 @@ cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs, bint m
     cdef bint good, take
     cdef bint push_all = chunk.peer_doubtful and not chunk.doubtful
     cdef bint pull_all = chunk.doubtful and not chunk.peer_doubtful
+    cdef uint64_t pushed = s.pushed
     if theirs == NULL and chunk.slot == SLOT_NONE:
         return
     if theirs == NULL and not missing and (pull_all or (chunk.untold and not push_all)):
@@ -322,12 +323,15 @@ cdef void compare(Engine* e, Conn* c, Sync* s, Chunk* chunk, Tag* theirs, bint m
             s.outstanding += 1
             s.pulled += 1
         elif chunk.slot != SLOT_NONE:
-            if tag_is_lost(mine):
+            # Who has not restarted since it was written knows what it cannot vouch for to have rotted.
+            if tag_is_lost(mine) or (missing and not (chunk.doubtful and power_lost(e))):
                 unrepairable(e, chunk, block)
             elif adopt(e, chunk, block, &adopted, bytes):
                 push_block(e, c, s, chunk, block, &adopted, bytes)
             else:
                 s.failed = s.own = True
+    if missing and s.pushed == pushed:                     # not one is good: the other one would take it for empty
+        s.failed = True
 
 
 cdef void tags_seen(Engine* e, Conn* c, Sync* s, Tag* theirs, bint missing) noexcept nogil:

@@ -310,6 +310,8 @@ cdef struct Engine:
     uint32_t unsure_volume           # the search for chunks that are missing: place in the map's table
     uint32_t unsure_chunk
     uint32_t unsure_found            # in this round
+    uint32_t unsure_generation       # the map's, and whether it was whole, when the round began
+    bint unsure_whole
     uint64_t gone_told_ns
     uint64_t miss_volume[4096]
     uint32_t miss_segment[4096]

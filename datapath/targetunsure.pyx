@@ -92,10 +92,14 @@ cdef uint32_t missing_with(Engine* e, uint32_t sds_id, uint64_t* found) noexcept
 
 cdef void look(Engine* e, MapVolume* v, uint32_t index, const MapEntry* entry) noexcept nogil:
     cdef Chunk* chunk
-    if entry.primary != e.sds_id and (entry.primary == 0 or entry.secondary != e.sds_id):
+    cdef bint member = entry.primary == e.sds_id or (entry.primary != 0 and entry.secondary == e.sds_id)
+    if not member and (entry.left != e.sds_id or entry.learner != e.sds_id):
         return
     chunk = chunk_find(e, v.volume_id, index)
     if not chunk_missing(e, chunk):
+        return
+    if not member:                                         # an operator may have it serve: not as if it held nothing
+        e.unsure_found += 1
         return
     e.unsure_found += 1
     if (chunk != NULL and chunk.gone) or (entry.primary == e.sds_id and entry.secondary == 0):
@@ -123,9 +127,12 @@ cdef void unsure_tick(Engine* e) noexcept nogil:
     cdef MapEntry* entries
     for _turn in range(<uint32_t>LOOKED_AT_MAX):
         if e.unsure_volume >= e.map.capacity:
-            if e.unsure_found == 0 and e.maps_whole:
+            # A round that has not seen all of one and the same map shows nothing.
+            if e.unsure_found == 0 and e.unsure_whole and e.maps_whole and e.unsure_generation == e.map.generation:
                 settle(e)
             e.unsure_volume = e.unsure_chunk = e.unsure_found = 0
+            e.unsure_generation = e.map.generation
+            e.unsure_whole = e.maps_whole
             return
         v = e.map.table[e.unsure_volume]
         tv = NULL if v == NULL else <TargetVolume*>v.user

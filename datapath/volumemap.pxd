@@ -8,6 +8,7 @@ cdef enum:
     MAP_SEGMENT_CHUNKS = 1024
     MAP_SEGMENT_SIZE = 12288
     MAP_VOLUMES_MAX = 65536
+    MAP_ERA_BITS = 20                # of an epoch, below its era: an operator has forced an older copy (EPOCH_ERA)
 
 # As the MDM sends it (SEGMENT_ENTRY_FORMAT). An SDS number of 0 is none; an entry without a primary is not placed.
 cdef packed struct MapEntry:
@@ -28,6 +29,7 @@ cdef struct VolumeMap:
     MapVolume** table                # open addressing, linear probing
     uint32_t capacity                # a power of two
     uint32_t count
+    uint32_t generation              # raised whenever volumes come, go, or change places in the table
 
 cdef int map_init(VolumeMap* m) noexcept nogil
 cdef void map_destroy(VolumeMap* m) noexcept nogil

@@ -19,6 +19,7 @@ cdef int _grow(VolumeMap* m) noexcept nogil:
     cdef uint32_t i
     bigger.capacity = m.capacity * 2
     bigger.count = m.count
+    bigger.generation = m.generation
     bigger.table = <MapVolume**>calloc(bigger.capacity, sizeof(MapVolume*))
     if bigger.table == NULL:
         return -ENOMEM
@@ -39,7 +40,7 @@ cdef void _free_volume(MapVolume* v) noexcept nogil:
 
 
 cdef int map_init(VolumeMap* m) noexcept nogil:
-    m.count = 0
+    m.count = m.generation = 0
     m.capacity = TABLE_CAPACITY_MIN
     m.table = <MapVolume**>calloc(m.capacity, sizeof(MapVolume*))
     return 0 if m.table != NULL else -ENOMEM
@@ -75,6 +76,7 @@ cdef MapVolume* map_volume_add(VolumeMap* m, uint64_t volume_id) noexcept nogil:
     v.volume_id = volume_id
     m.table[i] = v
     m.count += 1
+    m.generation += 1
     return v
 
 
@@ -87,6 +89,7 @@ cdef void map_volume_remove(VolumeMap* m, uint64_t volume_id) noexcept nogil:
     _free_volume(m.table[hole])
     m.table[hole] = NULL
     m.count -= 1
+    m.generation += 1
     # Entries behind the hole that probed past it move up, so that no tombstone is needed.
     i = (hole + 1) & mask
     while m.table[i] != NULL:

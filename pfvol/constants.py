@@ -5,7 +5,7 @@ CHUNK_SIZE_BYTES = 4 * 1024 * 1024
 CHUNK_BLOCKS = CHUNK_SIZE_BYTES // BLOCK_SIZE_BYTES
 SEGMENT_CHUNKS = 1024
 SEGMENT_ENTRY_BYTES = 12
-EPOCH_ERA = 1 << 20  # a forced promotion raises epochs by so much (ERA_BITS in datapath/sdcflush.pyx)
+EPOCH_ERA = 1 << 20  # a forced promotion raises epochs by so much (MAP_ERA_BITS in datapath/volumemap.pxd)
 SEGMENT_ENTRY_FORMAT = "<IHHHH"  # epoch, primary, secondary, learner, left (0: none); see docs/internals/mdm.md
 
 RPC_VERSION = 1

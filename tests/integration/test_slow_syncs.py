@@ -1,4 +1,4 @@
-"""Goal: disks that take long to sync hold up who asked for that, and no cold reads.
+"""Goal: disks that take long to sync hold up who asked for that, and no cold reads; nor do reads hold up syncs.
 
 Real engines on real files; the disks are slow by the filters in front of them.
 """
@@ -20,6 +20,7 @@ from tests.support.waiting import poll_until_async
 VOLUME, READER = 5, 7
 ONE = 1
 DISKS = 4
+READERS = 12  # three for each thread of the pool
 SYNC_SECONDS = 1.0
 READ_NS = 1_000_000  # with a delay, reads count as cold
 
@@ -60,3 +61,28 @@ async def test_cold_reads_do_not_wait_for_syncs(tmp_path: Path) -> None:
             assert trio.current_time() - since < SYNC_SECONDS / 2
             assert answered == 0
         assert engines[ONE].target.stats()["reads_pooled"] - before == DISKS
+
+
+async def test_syncs_do_not_wait_until_nobody_reads(tmp_path: Path) -> None:
+    async with running_engines(tmp_path, 1) as engines:
+        engines.place(VOLUME, [(ONE, 0, 0)])
+        data = os.urandom(4096) * READERS
+        writer = await engines[ONE].client(VOLUME, READER)
+        await engines.write(writer, VOLUME, data)
+        disk.inject_delay("pread", 20 * READ_NS)
+
+        async def read(block: int) -> None:
+            reader = await engines[ONE].client(VOLUME, READER + 1 + block)
+            while True:
+                assert await engines.read(reader, VOLUME, 0, 4096 * block, 4096) == data[:4096]
+
+        async with trio.open_nursery() as nursery:
+            for block in range(READERS):
+                nursery.start_soon(read, block)
+            before = engines[ONE].target.stats()["reads_pooled"]
+            await poll_until_async(
+                lambda: engines[ONE].target.stats()["reads_pooled"] > before + 2 * READERS, what="all read"
+            )
+            with trio.fail_after(5):
+                await engines.flush(writer, VOLUME)
+            nursery.cancel_scope.cancel()

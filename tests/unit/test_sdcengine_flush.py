@@ -489,6 +489,38 @@ def test_write_sent_before_a_server_left_is_not_vouched_for_by_it() -> None:
         assert r.do("flush")[0] == errno.EIO
 
 
+def test_write_acknowledged_during_a_flush_is_judged_by_the_next_one_that_begins_meanwhile() -> None:
+    """As above, but acknowledged while a flush is under way that other writes of the pair have begun."""
+    with rig(deadline=20) as r:
+        r.connect(1)
+        r.connect(2)
+        held: list[dict[str, Any]] = []
+
+        def hold(header: dict[str, Any], body: bytes) -> Any:
+            if header["opcode"] not in (wire.OP_WRITE, wire.OP_FLUSH) or header["opcode"] in [
+                h["opcode"] for h in held
+            ]:
+                return None
+            held.append(header)
+            return Silent
+
+        r.sds[1].rule = hold
+        token = r.start("write", 0, data=b"w" * BLOCK)
+        r.until(lambda: held)
+        told(r, 2, 1, 0)
+        told(r, 3, 1, 2)
+        r.write(BLOCK, b"v" * BLOCK)
+        r.sds[2].rule = only(wire.OP_FLUSH, Silent, times=1)
+        first = r.start("flush")
+        r.until(lambda: flushes(r) == {1: 1, 2: 1})
+        r.sds[1]._socket.sendall(r.sds[1].reply(held[0]))  # type: ignore[union-attr]
+        assert r.finish(token)[0] == 0
+        power_cycle(r, 1)
+        assert r.do("flush")[0] == errno.EIO
+        r.sds[2].reset()  # the first one is asked again, and answered
+        r.finish(first)
+
+
 def test_processes_that_die_one_after_the_other_cost_no_flush() -> None:
     """Nobody's memory was lost, though each has been out of the set."""
     with rig(deadline=20) as r:

@@ -251,6 +251,18 @@ def test_a_freed_slot_is_punched_and_its_chunk_named(device, tmp_path):
     again.close()
 
 
+def test_starts_that_are_killed_do_not_fill_the_journal_with_what_was_freed(device, tmp_path):
+    device.alloc(1, 0)
+    device.checkpoint()
+    device.free_slot(device.alloc(1, 1))
+    device.commit()
+    for start in range(3):
+        device, summary = crash(device, tmp_path / f"crash{start}")
+        assert summary["freed"] == [(1, 1)]
+        assert (start, summary["carried"], summary["records"]) == (start, 0, 2)
+    device.close(clean=False)
+
+
 def test_a_free_whose_record_was_lost_is_taken_back(device, tmp_path):
     slot = device.alloc(1, 0)
     device.commit()
