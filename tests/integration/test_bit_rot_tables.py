@@ -122,6 +122,25 @@ async def test_writes_meanwhile_reach_a_copy_that_is_whole(tmp_path: Path) -> No
         await right(engines, data, 4)
 
 
+async def test_what_has_rotted_is_no_better_because_the_other_copy_is_missing(tmp_path: Path) -> None:
+    async with running_engines(tmp_path, 2) as engines:
+        data = await filled(engines)
+        await engines.stop(TWO, checkpoint=True)
+        assert lose_entries(engines[TWO], {0}) == 1
+        for path in engines[ONE].paths:
+            at = (path / "blocks").read_bytes().find(data[0][:BLOCK])
+            if at >= 0:
+                noise(path / "blocks", at, os.urandom(64))
+        engines.start(TWO)
+        await sure(engines[TWO])
+        for sds_id in (ONE, TWO):
+            reader = await engines[sds_id].client(VOLUME, OWNER + sds_id, 2)
+            assert await engines.read(reader, VOLUME, 0, 17 * BLOCK, 7 * BLOCK) == data[0][BLOCK:]
+            status = (await reader.read(VOLUME, 0, 16 * BLOCK, BLOCK, engines.epoch(VOLUME, 0))).status
+            bad = (await engines[sds_id].verify(VOLUME, 0)).bad[2] & 1  # else it would be found to match its tag
+            assert status == wire.ST_CHECKSUM or bad
+
+
 async def test_the_other_one_may_have_restarted_too(tmp_path: Path) -> None:
     async with running_engines(tmp_path, 2) as engines:
         data = await filled(engines)
