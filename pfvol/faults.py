@@ -35,6 +35,12 @@ _PLACE: Final = re.compile(r"(?:([^/:]+)/)?([0-9]{1,10}):([0-9]{1,10})", re.ASCI
 _MICROSECONDS: Final = {"us": 1, "ms": 1000, "s": MILLION}
 
 
+def check_fail_seconds(seconds: float) -> None:
+    """How long an SDS may fail on purpose; no number (nan) and infinity are refused too."""
+    if not 0 < seconds <= FAIL_SECONDS_MAX:
+        raise InvalidError(f"a failure lasts more than 0 and at most {FAIL_SECONDS_MAX:.0f} s, not {seconds:g}")
+
+
 def _check_call(call: Any) -> None:
     if call not in CALLS:
         raise InvalidError(f"{str(call)[:TEXT_LENGTH_MAX]!r} is no call of a disk: there are {', '.join(CALLS)}")

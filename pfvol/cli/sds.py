@@ -17,8 +17,10 @@ from pfvol.cli.context import (
     size_bytes,
 )
 from pfvol.cli.output import Column, Row, field, size
-from pfvol.faults import CALLS, parse_delay, parse_error, parse_place
+from pfvol.faults import CALLS, check_fail_seconds, parse_delay, parse_error, parse_place
 from pfvol.ids import Noun, route
+
+RECOVER_TIMEOUT_SECONDS = 150.0  # above what the MDM waits for: devices may have to be recovered
 
 app = noun("Storage servers.")
 
@@ -147,6 +149,8 @@ def fail(
 ) -> None:
     """Have an SDS fail on purpose: it stops serving and its connections are cut, as if its process had been killed."""
     cli = settings(ctx)
+    if duration is not None:
+        check_fail_seconds(duration)
     with cli.client() as api:
         row = api.post(route(Noun.SDS, sds, "fail"), duration=duration)
     end = f"`pfvol sds recover {sds}` ends that" if duration is None else f"it recovers in {duration:g} s"
@@ -157,7 +161,7 @@ def fail(
 def recover(ctx: typer.Context, sds: SdsArgument) -> None:
     """End an SDS's failure on purpose; devices that are out of service are opened anew."""
     cli = settings(ctx)
-    with cli.client() as api:
+    with cli.client(timeout_seconds=RECOVER_TIMEOUT_SECONDS) as api:
         row = api.post(route(Noun.SDS, sds, "recover"))
     state = "is back" if row["state"] == "UP" else f"is {row['state']} still: see `pfvol sds show {sds}`"
     cli.out.done(row, f"SDS {sds} {state}")

@@ -35,6 +35,7 @@ from pfvol.sds.server import Server
 
 STOP_SECONDS: Final = 15.0
 REJOIN_SECONDS: Final = 2.0  # for the MDM to end the session in which it ordered a failure, or its end
+RECOVER_AGAIN_SECONDS: Final = 3.0  # after the end of a failure that could not be carried out
 REGISTER_TIMEOUT_SECONDS: Final = 10.0
 
 Handler = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -76,7 +77,7 @@ class Sds:
         self._mdm: Reconnecting | None = None
         self._session: Session | None = None
         self._nursery: trio.Nursery | None = None
-        self._sock: trio.socket.SocketType | None = None
+        self._sock: trio.socket.SocketType | None = None  # None: the port is not ours
         self._methods: dict[str, Handler] = {
             "map.changed": self._rpc_map_changed,
             "sds.admitted": self._rpc_admitted,
@@ -130,15 +131,20 @@ class Sds:
         bind, state = self._node.config.node.bind, self._devices.state
         wanted = self._config.data_port or state.data_port
         try:
-            self._sock = await acceptor.bind(bind, wanted)
+            sock = await acceptor.bind(bind, wanted)
         except ConfigError:
             if self._config.data_port or not wanted:
                 raise
-            self._sock = await acceptor.bind(bind, 0)
-        port = self._sock.getsockname()[1]
-        if port != state.data_port:
-            self._devices.remember(data_port=port)
-        self._data_address = (self._config.advertise or advertised(bind, self._mdm_address), port)
+            sock = await acceptor.bind(bind, 0)
+        port = sock.getsockname()[1]
+        try:
+            if port != state.data_port:
+                self._devices.remember(data_port=port)
+            self._data_address = (self._config.advertise or advertised(bind, self._mdm_address), port)
+        except ConfigError:
+            sock.close()
+            raise
+        self._sock = sock
 
     async def _stop_is_wanted(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -167,6 +173,7 @@ class Sds:
                 return False
         if self._sock is not None:
             self._sock.close()
+            self._sock = None
         await self._devices.close(clean=clean)
         self._log.info("stopped", clean=clean)
         return True
@@ -175,20 +182,11 @@ class Sds:
 
     async def _rpc_fail(self, params: dict[str, Any]) -> dict[str, Any]:
         seconds = None if params.get("seconds") is None else float(params["seconds"])
-        self._faults.fail(seconds)
-        self._log.warning("fails on purpose", seconds=seconds)
-        self._await_end_of_failure()
-        try:
-            await self._apart(partial(self._cease, clean=False))
-        finally:
-            self._rejoin(REJOIN_SECONDS)
+        await self._apart(partial(self._fail, seconds))
         return self._faults.describe()
 
     async def _rpc_recover(self, _params: dict[str, Any]) -> dict[str, Any]:
-        if not self._faults.failed and not self._broken_devices():
-            raise ConflictError(f"SDS {self._node.name} has not failed, and all its devices are in service")
-        await self._apart(self._begin_anew)
-        self._rejoin(REJOIN_SECONDS)
+        await self._apart(self._recover)
         return self._faults.describe()
 
     async def _rpc_inject(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +207,10 @@ class Sds:
         return self._faults.describe()
 
     async def _apart(self, work: Callable[[], Awaitable[None]]) -> None:
-        """In a task of the role: who asked for it may go away, and it must not be left half-done."""
+        """In a task of the role: who asked for it may go away, and it must not be left half-done.
+
+        One after the other: what is looked at and changed in there is as the work before has left it.
+        """
         assert self._nursery is not None
         done, refusals = trio.Event(), list[Error]()
 
@@ -227,6 +228,31 @@ class Sds:
         if refusals:
             raise refusals[0]
 
+    async def _fail(self, seconds: float | None) -> None:
+        self._faults.fail(seconds)
+        self._log.warning("fails on purpose", seconds=seconds)
+        self._await_end_of_failure()
+        try:
+            await self._cease(clean=False)
+        finally:
+            self._rejoin(REJOIN_SECONDS)
+
+    async def _recover(self) -> None:
+        if self._server is not None:
+            await self._check_devices(self._server.failed_devices)
+        await self._begin_anew(REJOIN_SECONDS)
+
+    async def _check_devices(self, broken: dict[int, str]) -> None:
+        """Nothing that serves is given up in vain: an SDS of which a device cannot be opened serves nothing."""
+        name = self._node.name
+        if not broken:
+            raise ConflictError(f"SDS {name} has not failed, and all its devices are in service")
+        if self._faults.rules.errors:
+            raise ConflictError(f"the disks of SDS {name} err on purpose: `pfvol sds inject {name} --clear` ends that")
+        for index in sorted(broken):
+            if reason := await self._devices.unusable(index):
+                raise ConflictError(f"SDS {name} serves without device {index}, which is no better: {reason}")
+
     async def _cease(self, *, clean: bool) -> None:
         """Whatever serves ends, without a word to anybody. The port is bound, and refuses."""
         self._server, self._admitted = None, False  # nothing is reported before it has registered again
@@ -239,20 +265,26 @@ class Sds:
                 self._stop.set()
                 raise ConflictError(f"the engine of SDS {self._node.name} does not stop: its process ends instead")
             self._target = self._serving_scope = None
-            self._devices = Devices(self._directory, load_state(self._directory))
+            self._devices = Devices(self._directory, self._devices.state)
             await self._open_port()
 
-    async def _begin_anew(self) -> None:
-        """What a start does; the session that follows registers, and has it serve."""
-        await self._cease(clean=True)
-        self._faults.recover()
+    async def _begin_anew(self, patience_seconds: float) -> None:
+        """What a start does; the session that follows registers, and has it serve.
+
+        Raises ConfigError when the end of a failure cannot be saved (it lasts, then), or the port is taken: then
+        nothing is served, and this may be tried again.
+        """
+        if self._faults.failed:
+            self._faults.recover()
         self._log.info("recovers")
+        try:
+            await self._cease(clean=True)
+            await self._devices.open()
+        finally:
+            self._rejoin(patience_seconds)
         if self._failing is not None:
             self._failing.cancel()
-        await self._devices.open()
-
-    def _broken_devices(self) -> bool:
-        return bool(self._devices.failed or (self._server is not None and self._server.failed_devices))
+            self._failing = None
 
     def _rejoin(self, patience_seconds: float) -> None:
         """To the MDM a new session is what a new process is. It ends the old one when it has our answer."""
@@ -279,9 +311,16 @@ class Sds:
                 return
             with scope:
                 await trio.sleep(seconds)
-            if not scope.cancelled_caught and self._failing is scope:
-                await self._apart(self._begin_anew)
-                self._rejoin(0.0)
+                while self._failing is scope:
+                    try:
+                        await self._apart(recover)
+                    except Error as error:
+                        self._log.error("does not recover, tried again", reason=error.message)
+                        await trio.sleep(RECOVER_AGAIN_SECONDS)
+
+        async def recover() -> None:
+            if self._failing is scope:  # while it had to wait it may have been told to recover, or to fail again
+                await self._begin_anew(0.0)
 
         self._nursery.start_soon(wait)
 
@@ -309,15 +348,18 @@ class Sds:
                 self._log.info("waiting to be added to the cluster (pfvol sds add)")
                 return
             self._admitted = True
-            if self._faults.failed:
-                return
             if self._server is not None:
                 self._server.registered(reply)
+                return
+            if self._faults.failed:
                 return
             if self._devices.failed:
                 # What the lost device held cannot be told from what was never written: serving the rest would serve
                 # zeros.
                 self._log.error("not serving: a device is out of service", devices=self._devices.failed)
+                return
+            if self._sock is None:
+                self._log.error("not serving: it has no port (pfvol sds recover tries again)")
                 return
             cluster_id, sds_id = bytes(reply["cluster_id"]), int(reply["sds_id"])
             self._devices.adopt(cluster_id, sds_id)

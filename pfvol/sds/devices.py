@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import trio
 
-from datapath.blockfile import BlockDevice
+from datapath.blockfile import FILES, BlockDevice
 from pfvol.constants import CHUNK_SIZE_BYTES
 from pfvol.errors import ConfigError, ConflictError, ProtocolError, VersionError
 from pfvol.log import get_logger
@@ -27,6 +27,7 @@ from pfvol.log import get_logger
 STATE_FILE: Final = "sds.json"
 STATE_FORMAT: Final = 1
 DEVICES_MAX: Final = 1024
+PROBE_BYTES: Final = 4096
 WORKING_MAX: Final = 4  # devices that are made or recovered at a time
 _SUMMARY: Final = ("clean", "used", "free", "unknown_blocks", "records")
 _ROT: Final = ("superblock_restored", "journal_damaged", "mended", "lost_reasons", "unsure")
@@ -111,6 +112,24 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _probe(path: Path, device_id: bytes) -> None:
+    """OSError, ValueError unless the disk below a device in use still has it, reads, and keeps what is written."""
+    if device_id not in (path / "superblock").read_bytes():
+        raise ValueError(f"{path}: is not the device that was there")
+    for name in FILES:
+        with open(path / name, "r+b") as file:
+            file.read(PROBE_BYTES)
+            os.fsync(file.fileno())
+    probe = path / "probe"
+    try:
+        with open(probe, "wb") as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def parse_specs(directory: Path, body: Any) -> list[DeviceSpec]:
@@ -204,6 +223,15 @@ class Devices:
         """Marks the devices clean, if they are to be, and lets go of them. The engine must have stopped."""
         await self._for_each(self._close_clean if clean else self._close_as_is, tuple(self.opened.values()))
         self.opened.clear()
+
+    async def unusable(self, index: int) -> str | None:
+        """What keeps an opened device, which the engine has given up, from being opened again; None: nothing known."""
+        device = self.opened[index]
+        try:
+            await trio.to_thread.run_sync(_probe, Path(device.path), device.device_id)
+        except (OSError, ValueError) as error:
+            return str(error) if isinstance(error, ValueError) else f"{error.filename or device.path}: {error.strerror}"
+        return None
 
     async def _open_all(self, specs: Iterable[DeviceSpec]) -> None:
         await self._for_each(self._open, tuple(specs))

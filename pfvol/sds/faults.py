@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from datapath import disk
 from pfvol.errors import ConfigError, InvalidError
-from pfvol.faults import FAIL_SECONDS_MAX, DiskDelay, DiskError, Rules
+from pfvol.faults import DiskDelay, DiskError, Rules, check_fail_seconds
 from pfvol.sds.devices import replace_document
 
 FAULTS_FILE: Final = "faults.json"
@@ -51,16 +51,17 @@ class Faults:
         if self.failed and self.seconds_left() == 0.0:
             self.failed, self.until_unix = False, None
 
-    def _save(self) -> None:
-        self.revision += 1
+    def _change(self, *, failed: bool, until_unix: float | None, rules: Rules) -> None:
+        """Saves, then takes over; ConfigError, and nothing has changed, when it cannot be saved."""
         document = {
             "format": FAULTS_FORMAT,
-            "revision": self.revision,
-            "failed": self.failed,
-            "until": self.until_unix,
-            "rules": self.rules.to_wire(),
+            "revision": self.revision + 1,
+            "failed": failed,
+            "until": until_unix,
+            "rules": rules.to_wire(),
         }
         replace_document(self._path, document)
+        self.failed, self.until_unix, self.rules, self.revision = failed, until_unix, rules, self.revision + 1
 
     def _put_in_force(self) -> None:
         disk.clear()
@@ -74,19 +75,18 @@ class Faults:
         return None if self.until_unix is None else max(0.0, self.until_unix - time.time())
 
     def fail(self, seconds: float | None) -> None:
-        if seconds is not None and not 0 < seconds <= FAIL_SECONDS_MAX:
-            raise InvalidError(f"a failure lasts more than 0 and at most {FAIL_SECONDS_MAX:g} s")
-        self.failed, self.until_unix = True, None if seconds is None else time.time() + seconds
-        self._save()
+        if seconds is not None:
+            check_fail_seconds(seconds)
+        until = None if seconds is None else time.time() + seconds
+        self._change(failed=True, until_unix=until, rules=self.rules)
 
     def recover(self) -> None:
-        self.failed, self.until_unix = False, None
-        self._save()
+        self._change(failed=False, until_unix=None, rules=self.rules)
 
     def inject(self, errors: list[DiskError], delays: list[DiskDelay], *, clear: bool) -> None:
         """``clear`` first ends what was injected before."""
-        self.rules = (Rules() if clear else self.rules).with_more(errors, delays)
-        self._save()
+        rules = (Rules() if clear else self.rules).with_more(errors, delays)
+        self._change(failed=self.failed, until_unix=self.until_unix, rules=rules)
         self._put_in_force()
 
     def describe(self) -> dict[str, Any]:

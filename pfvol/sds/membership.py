@@ -230,7 +230,10 @@ class Membership:
         self._tell(self._learned, sds_id, news, "sds.learned", self._learned_params)
 
     def learner_lost(self, sds_id: int, chunks: Iterable[Chunk]) -> None:
-        """The learner was lost after the MDM may have been told that it has these chunks."""
+        """The learner was lost after the MDM may have been told that it has these chunks. It need not be any more."""
+        chunks = tuple(chunks)
+        for chunk in chunks:
+            self._learned.get(sds_id, {}).pop(chunk, None)
         self._losses += 1  # a chunk that is lost once more while the MDM answers is told once more
         self._tell(self._lost, sds_id, dict.fromkeys(chunks, self._losses), "sds.leave_out", _lost)
 
@@ -270,7 +273,7 @@ class Membership:
                 await trio.sleep(ASK_AGAIN_SECONDS)
                 continue
             for chunk, mark in batch.items():
-                if news[chunk] == mark:
+                if news.get(chunk) == mark:
                     del news[chunk]
             if waiting is self._learned and len(batch) < LEARNED_FEW:
                 await trio.sleep(LEARNED_PAUSE_SECONDS)

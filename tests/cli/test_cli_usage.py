@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mdm import faults
+from pfvol.cli import sds
 from pfvol.cli.app import COMMANDS, hoist_json
 from pfvol.errors import EXIT_NOT_FOUND, EXIT_UNREACHABLE, EXIT_USAGE
 from tests.support.cli import environment, run_cli
@@ -77,6 +79,9 @@ def test_version() -> None:
         (["sds", "inject", "s", "--corrupt", "v/1"], "expected VOLUME/CHUNK:BLOCK"),
         (["cluster", "up", "--sds", "many"], "'--sds'"),
         (["--jason", "vol", "list"], "No such option: --jason"),
+        (["sds", "fail", "s", "--duration", "nan"], "more than 0 and at most 2592000 s, not nan"),
+        (["sds", "fail", "s", "--duration", "inf"], "more than 0 and at most 2592000 s, not inf"),
+        (["sds", "fail", "s", "--duration", "0"], "more than 0 and at most 2592000 s, not 0"),
     ],
 )
 def test_wrong_command_line(words: list[str], said: str, tmp_path: Path) -> None:
@@ -226,3 +231,7 @@ def test_a_process_in_the_foreground_tells_its_failure_in_json_too(
     assert result.json["error"]["code"] == code
     assert result.json["error"]["message"] in result.stderr
     assert result.code == EXIT_USAGE
+
+
+def test_the_end_of_a_failure_is_waited_for_longer_than_the_mdm_does() -> None:
+    assert sds.RECOVER_TIMEOUT_SECONDS > faults.RECOVER_TIMEOUT_SECONDS + faults.BACK_SECONDS_MAX

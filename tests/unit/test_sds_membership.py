@@ -409,6 +409,43 @@ async def test_a_learner_that_is_lost_is_taken_out_until_it_is_answered(autojump
         assert it.done == []
 
 
+async def test_what_a_lost_learner_has_is_told_no_more(autojump_clock: trio.testing.MockClock) -> None:
+    """It may never come back, and until it does the MDM takes no news of it."""
+    async with world() as it:
+        away = ConflictError("not connected")
+        it.answers = [away, answer(left=1), away, away, answer(left=1)]
+        it.membership.learned(PEER, [(*CHUNK, 12), (*OTHER, 3)], 4096)
+        await trio.sleep(0.1)
+        it.membership.learner_lost(PEER, [CHUNK])
+        await trio.sleep(1)
+        it.membership.learner_lost(PEER, [OTHER])
+        await trio.sleep(1)
+        asked = [params["chunks"] for method, params in it.asked if method == "sds.learned"]
+        assert asked[0] == [[9, 0, 12], [9, 1, 3]]
+        assert asked[1:] == [[[9, 1, 3]]] * 2
+        count = len(it.asked)
+        it.answers = [{"joined": 1, "version": 5}]
+        it.membership.learned(PEER, [(*CHUNK, 14)], 4096)
+        await trio.sleep(10)
+        assert [params for _, params in it.asked[count:]] == [
+            {"learner": PEER, "chunks": [[9, 0, 14]], "resync_bytes": 4096}
+        ]
+
+
+async def test_a_learner_that_is_lost_while_the_mdm_answers_is_no_surprise(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with world() as it:
+        it.gate = trio.Event()
+        it.answers = [{"joined": 1, "version": 5}, answer(left=1)]
+        it.membership.learned(PEER, [(*CHUNK, 12)], 4096)
+        await trio.sleep(0.1)
+        it.membership.learner_lost(PEER, [CHUNK])
+        it.gate.set()
+        await trio.sleep(10)
+        assert [method for method, _ in it.asked] == ["sds.learned", "sds.leave_out"]
+
+
 async def test_what_a_disk_cannot_keep_is_given_over_to_each_peer(autojump_clock: trio.testing.MockClock) -> None:
     async with world() as it:
         it.answers = [{"left": 1, "version": 4}] * 2

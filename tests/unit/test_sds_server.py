@@ -553,7 +553,7 @@ async def test_learners_are_told_of() -> None:
     async with serving() as sds:
         sds.mdm.replies |= {"sds.learned": {}, "sds.leave_out": {}}
         sds.engine.say("learned", 2, [(VOLUME, 4, 7)], 4096)
-        sds.engine.say("learner_lost", 2, [(VOLUME, 4)])
+        sds.engine.say("learner_lost", 2, [(VOLUME, 5)])
         await sds.settle()
         assert (sds.mdm.asked["sds.learned"], sds.mdm.asked["sds.leave_out"]) == (1, 1)
 
