@@ -78,8 +78,9 @@ class View:
         return health.down(self.state)
 
     @cached_property
-    def stuck(self) -> frozenset[int]:
-        return health.stuck(self.state, datetime.now(UTC))
+    def waiting(self) -> frozenset[tuple[int, int]]:
+        """Pairs of SDSs of which the first waits for the second."""
+        return health.waiting(self.state, datetime.now(UTC))
 
     @cached_property
     def used_bytes(self) -> Mapping[int, int]:
@@ -98,7 +99,7 @@ class View:
         total = degraded = failed = 0
         for volume in volumes:
             for holders, count in volume.placement.items():
-                of_chunks = health.serving_health(holders, self.down, self.stuck)
+                of_chunks = health.serving_health(holders, self.down, self.waiting)
                 total += count
                 degraded += count if of_chunks is Health.DEGRADED else 0
                 failed += count if of_chunks is Health.FAILED else 0
@@ -208,7 +209,7 @@ class View:
             holders
             for volume in volumes
             for holders in volume.placement
-            if health.serving_health(holders, self.down, self.stuck) is Health.FAILED
+            if health.serving_health(holders, self.down, self.waiting) is Health.FAILED
         }
         wanted = {sds_id for holders in failed for sds_id in holders.members if sds_id in self.down}
         others = {sds_id for holders in failed for sds_id in holders.all if sds_id not in self.down}
