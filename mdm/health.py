@@ -52,17 +52,6 @@ def serving_health(holders: Holders, down: Set[int], waiting: Set[tuple[int, int
     return Health.FAILED if waits and found is Health.DEGRADED else found
 
 
-def forced_out(volumes: Iterable[Volume], sds_id: int, down: Set[int]) -> frozenset[int]:
-    """The SDSs that would be out if this one were forced to serve alone what nobody else can."""
-    found: set[int] = set()
-    for volume in volumes:
-        for holders in volume.placement:
-            others = set(holders.members) - {sds_id}
-            if sds_id in holders.all and others <= down:
-                found |= others
-    return frozenset(found)
-
-
 def volume_state(volume: Volume, health: Health) -> VolumeState:
     """``health``: the volume's."""
     if health is not Health.OK:

@@ -255,6 +255,14 @@ class Joined(NamedTuple):
     moved: tuple[tuple[int, int, int, int], ...]
 
 
+class Forced(NamedTuple):
+    """What ``ForceAlone`` answers: how many chunks one SDS serves alone now, and of how many of these it has every
+    acknowledged write."""
+
+    chunks: int
+    member_chunks: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class State:
     """Everything the MDM must not forget.

@@ -24,12 +24,12 @@ import trio
 
 from mdm import commands
 from mdm.commands import Command
-from mdm.health import down, forced_out
 from mdm.manager import Manager, Outcome
 from mdm.membership import Membership, peers_of
 from mdm.model import Holders, Joined, SdsState, State, Volume
 from mdm.pushes import Pushes
 from mdm.segments import entry_of
+from mdm.transition.forced import forced_out
 from mdm.verify import Answer, VerifyReport, check_copies, check_placement, is_answer
 from pfvol.config import format_address
 from pfvol.constants import (
@@ -142,12 +142,15 @@ class Orchestrator:
         """Who is DOWN for us may be cut off from us alone, and serve clients: the SDS that is to take its place looks
         whether it still listens."""
         state, runtime = self.manager.state, self.membership.sds.get(command.sds_id)
-        if runtime is None or command.sds_id not in state.sds:
+        sds = state.sds.get(command.sds_id)
+        if sds is None or sds.state is SdsState.DOWN:
             return  # The command itself says why not.
-        wanted = [
-            volume for key, volume in state.volumes.items() if command.volume_id is None or key == command.volume_id
-        ]
-        for sds_id in sorted(forced_out(wanted, command.sds_id, down(state))):
+        if runtime is None or not runtime.serving:
+            raise ConflictError(
+                f"SDS {sds.name} is not connected to the MDM now: whether those that it is to replace are still alive "
+                "cannot be seen. Promote it when it is here again"
+            )
+        for sds_id in sorted(await trio.to_thread.run_sync(forced_out, state, command)):
             params: Params = {"peer": sds_id}
             if await runtime.session.call("listens", params, timeout=RPC_TIMEOUT_SECONDS):
                 peer = state.sds[sds_id]
