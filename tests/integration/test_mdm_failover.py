@@ -68,6 +68,14 @@ async def test_an_sds_that_the_mdm_gave_up_is_not_dead(tmp_path: Path) -> None:
         assert (await s1.leave_out(s2))["dead"] is False
 
 
+async def test_what_was_asked_in_vain_is_done_when_there_is_something_to_do(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (mdm, _made, (s1, s2, _s3)):
+        for name in ("v", "w"):
+            assert [(await s1.leave_out(s2, as_secondary=False))["left"] for _ in range(2)] == [0, 0]
+            led = chunks_of(await s1.fetch(await make_volume(mdm, name)), s1, s2)
+            assert (await s1.leave_out(s2, as_secondary=False))["left"] == len(led) > 0
+
+
 async def test_two_that_lost_each_other_keep_what_they_lead(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (mdm, _made, (s1, s2, _s3)):
         volume_id = await make_volume(mdm)
