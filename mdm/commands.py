@@ -304,13 +304,11 @@ class SetLearners:
 class ForceAlone:
     """An operator accepts the loss of what only other copies have: the SDS, which is UP, becomes the only member of
     those chunks that no other member serves, if it has an older whole copy of them (it is a member, or the learner that
-    left last) or, with ``incomplete``, is a learner that was never whole. Of all volumes or one; of all its chunks or
-    some. Without ``accepted`` it is refused, with a text that says what would be lost. Result: how many entries
-    changed."""
+    left last) or, with ``incomplete``, is a learner that was never whole. Of all volumes or one. Without ``accepted``
+    it is refused, with a text that says what would be lost. Result: ``Forced``."""
 
     sds_id: int
     volume_id: int | None = None
-    chunks: frozenset[int] | None = None
     incomplete: bool = False
     accepted: bool = True
 

@@ -51,8 +51,9 @@ class Control:
         self._repairs = Repairs()
         self._mended = Repairs("entries_repaired", "devices_unsure")
         self._witness = Witness(orchestrator.membership)
-        self._in_vain: dict[tuple[int, int], tuple[commands.LeaveOut, Mapping[int, Any]]] = {}
-        """What was asked last and changed nothing, and the maps that it was asked of."""
+        self._in_vain: dict[tuple[int, int], commands.LeaveOut] = {}
+        """What was asked last and changed nothing, of these maps."""
+        self._in_vain_of: Mapping[int, Any] = {}
         self._ids: dict[Session, int] = {}
         """Of sessions that have registered: the SDS or SDC that they are of."""
         self._methods: dict[str, dict[str, Method]] = {
@@ -205,8 +206,8 @@ class Control:
         await faults.note(self._orchestrator, sds_id, faults.parse_status(params.get("faults")))
         purged = _numbers(params.get("purged"), PURGED_MAX)
         await self._orchestrator.purged(sds_id, purged)
-        for repairs in (self._repairs, self._mended):
-            news = repairs.news(sds_id, stats, trio.current_time())
+        for repairs in (self._repairs, self._mended) if stats else ():
+            news = repairs.news(sds_id, stats, trio.current_time(), known=self._orchestrator.is_known(sds_id))
             if news is not None and sds_id in self._manager.state.sds:
                 await self._manager.execute(
                     commands.TellRepairs(
@@ -243,13 +244,15 @@ class Control:
         """Who has trouble with an SDS asks again and again, all who do at once: what found nothing to do is not done
         again while the maps are the same ones and nothing is held back."""
         pair = command.keeper, command.left
-        asked = self._in_vain.get(pair)
-        if asked is not None and asked[0] == command and asked[1] is self._manager.state.maps:
+        if self._in_vain_of is not self._manager.state.maps:
+            self._in_vain_of = self._manager.state.maps
+            self._in_vain.clear()
+        if self._in_vain.get(pair) == command:
             return 0
         held_back = self._orchestrator.pushes.unsettled() or self._orchestrator.pushes.inherited()
         outcome = await self._orchestrator.execute(command)
-        if outcome.result == 0 and not held_back:
-            self._in_vain[pair] = command, outcome.state.maps
+        if outcome.result == 0 and not held_back and outcome.state.maps is self._in_vain_of:
+            self._in_vain[pair] = command
         return int(outcome.result)
 
     async def _sds_withdraw(self, session: Session, params: Params) -> dict[str, Any]:

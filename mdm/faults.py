@@ -52,7 +52,10 @@ async def fail(orchestrator: Orchestrator, sds_id: int, seconds: float | None) -
             # Its engine has ended. Who knows that need not wait for its leases.
             orchestrator.membership.dead.add(sds_id)
         runtime.session.close("it fails on purpose")
-        if orchestrator.manager.state.sds[sds_id].state is not SdsState.DOWN:
+        if orchestrator.membership.sds.get(sds_id) not in (None, runtime):
+            return  # It has recovered by itself meanwhile, and is here again.
+        sds = orchestrator.manager.state.sds.get(sds_id)
+        if sds is not None and sds.state is not SdsState.DOWN:
             await orchestrator.execute(commands.SetSdsState(sds_id=sds_id, state=SdsState.DOWN))
 
 
@@ -101,7 +104,7 @@ async def inject(
 async def note(orchestrator: Orchestrator, sds_id: int, told: FaultStatus, *, is_newest: bool = False) -> None:
     """What an SDS says is in force; of what has changed there is an event. Overtaken words are ignored."""
     before = orchestrator.membership.faults.get(sds_id)
-    if before is not None and told.revision < before.revision and not is_newest:
+    if before is not None and _age(told) < _age(before) and not is_newest:
         return
     orchestrator.membership.faults[sds_id] = told
     if before is None or sds_id not in orchestrator.manager.state.sds:
@@ -134,6 +137,11 @@ def parse_status(body: Any) -> FaultStatus:
                 raise InvalidError("faults end at a time that there is not") from None
             return FaultStatus(revision, failed, ends, tuple(rules), errors, delays, corrupted)
     raise InvalidError("faults must be told as this version of pfvol tells them")
+
+
+def _age(told: FaultStatus) -> tuple[int, int]:
+    """Words of one process in order: corrupting raises no revision."""
+    return told.revision, told.blocks_corrupted
 
 
 def _news(sds_id: int, before: FaultStatus, now: FaultStatus) -> Iterator[commands.TellFaults]:

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Set
 from datetime import datetime, timedelta
 
 from mdm.model import Health, Holders, SdsState, State, Volume, VolumeState
+from pfvol.constants import SDS_DOWN_AFTER_SECONDS
 
 STUCK_SECONDS = 10.0
+SILENT_SECONDS_MAX = 2 * SDS_DOWN_AFTER_SECONDS  # that an SDS may have been gone before it is DOWN
 
 _WORST_FIRST = (Health.FAILED, Health.DEGRADED)
 
@@ -27,32 +29,27 @@ def chunk_health(holders: Holders, down: Set[int]) -> Health:
     return (Health.FAILED, Health.DEGRADED, Health.OK)[serving]
 
 
-def stuck(state: State, now: datetime) -> frozenset[int]:
-    """The SDSs that have been DOWN for so long that whoever could go on without them does."""
+def waiting(state: State, now: datetime) -> frozenset[tuple[int, int]]:
+    """Pairs of SDSs of which the first has no use of what it shares with the second: that one has been DOWN for so long
+    that whoever could go on without it does, and the first has restarted since it was last heard of, so it may not have
+    it left out. (Who has not restarted leaves out whoever does not answer; whom it does not leave out only we miss.)"""
+    silent = timedelta(seconds=SILENT_SECONDS_MAX)
     return frozenset(
-        sds.sds_id
-        for sds in state.sds.values()
-        if sds.down_since is not None and now - sds.down_since >= timedelta(seconds=STUCK_SECONDS)
+        (sds.sds_id, gone.sds_id)
+        for gone in state.sds.values()
+        if gone.down_since is not None and now - gone.down_since >= timedelta(seconds=STUCK_SECONDS)
+        for sds in state.sds_of(gone.pd_id)
+        if sds.state is not SdsState.DOWN
+        and (restarted_at := state.restarted_at(sds.sds_id)) is not None
+        and restarted_at >= gone.down_since - silent
     )
 
 
-def serving_health(holders: Holders, down: Set[int], stuck: Set[int]) -> Health:
-    """``chunk_health``, but a member that still waits for the other one does not serve: it could not have it left
-    out, because it has restarted since the two last agreed."""
+def serving_health(holders: Holders, down: Set[int], waiting: Set[tuple[int, int]]) -> Health:
+    """``chunk_health``, but a member that still waits for the other one does not serve."""
     found = chunk_health(holders, down)
-    waits = found is Health.DEGRADED and len(holders.members) > 1 and not stuck.isdisjoint(holders.members)
-    return Health.FAILED if waits else found
-
-
-def forced_out(volumes: Iterable[Volume], sds_id: int, down: Set[int]) -> frozenset[int]:
-    """The SDSs that would be out if this one were forced to serve alone what nobody else can."""
-    found: set[int] = set()
-    for volume in volumes:
-        for holders in volume.placement:
-            others = set(holders.members) - {sds_id}
-            if sds_id in holders.all and others <= down:
-                found |= others
-    return frozenset(found)
+    waits = holders[:2] in waiting or holders[1::-1] in waiting
+    return Health.FAILED if waits and found is Health.DEGRADED else found
 
 
 def volume_state(volume: Volume, health: Health) -> VolumeState:

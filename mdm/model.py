@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from pfvol.constants import CHUNK_SIZE_BYTES
 SDS_ID_MAX = 0xFFFF  # map entries hold SDS numbers in 16 bits
 NUMBER_MAX = 0xFFFFFFFF  # external ids hold numbers in 32 bits
 MOVED, SETTLED = "moved", "settled"  # counters: the last map version with a move, the last one whose moves are settled
+RESTARTED = "restarted sds %d"  # counter: when this SDS last came in another incarnation, Unix milliseconds
 
 
 class Provisioning(StrEnum):
@@ -254,13 +255,21 @@ class Joined(NamedTuple):
     moved: tuple[tuple[int, int, int, int], ...]
 
 
+class Forced(NamedTuple):
+    """What ``ForceAlone`` answers: how many chunks one SDS serves alone now, and of how many of these it has every
+    acknowledged write."""
+
+    chunks: int
+    member_chunks: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class State:
     """Everything the MDM must not forget.
 
     ``names`` finds an id by (table, scope, name): the scope is the pd for pools, else 0. ``counters`` holds the last
-    number given out per table (and for mappings, events and versions of the map), and ``MOVED`` and ``SETTLED``.
-    ``sequence`` counts commands.
+    number given out per table (and for mappings, events and versions of the map), and ``MOVED``, ``SETTLED`` and
+    ``RESTARTED``. ``sequence`` counts commands.
     """
 
     cluster: Cluster
@@ -287,6 +296,11 @@ class State:
         who served before (``mdm.pushes``: unsettled); else 0."""
         moved = self.counters.get(MOVED, 0)
         return moved if moved > self.counters.get(SETTLED, 0) else 0
+
+    def restarted_at(self, sds_id: int) -> datetime | None:
+        """When the SDS last registered in another incarnation than before, if it ever did."""
+        at_ms = self.counters.get(RESTARTED % sds_id)
+        return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC)
 
     def pools_of(self, pd_id: int) -> list[Pool]:
         return [pool for pool in self.pools.values() if pool.pd_id == pd_id]

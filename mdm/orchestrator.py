@@ -24,12 +24,12 @@ import trio
 
 from mdm import commands
 from mdm.commands import Command
-from mdm.health import down, forced_out
 from mdm.manager import Manager, Outcome
 from mdm.membership import Membership, peers_of
 from mdm.model import Holders, Joined, SdsState, State, Volume
 from mdm.pushes import Pushes
 from mdm.segments import entry_of
+from mdm.transition.forced import forced_out
 from mdm.verify import Answer, VerifyReport, check_copies, check_placement, is_answer
 from pfvol.config import format_address
 from pfvol.constants import (
@@ -38,7 +38,7 @@ from pfvol.constants import (
     RPC_TIMEOUT_SECONDS,
     SDS_DOWN_AFTER_SECONDS,
 )
-from pfvol.errors import ConflictError, Error, NotFoundError
+from pfvol.errors import ConflictError, Error, InvalidError, NotFoundError
 from pfvol.log import get_logger
 from pfvol.rpc.messages import Params
 from pfvol.rpc.session import Session
@@ -67,6 +67,7 @@ class Orchestrator:
         self.pushes = Pushes(manager)
         self.watchers: list[Callable[[], None]] = []
         """Called after each command that was carried out."""
+        self._before_us = {sds.sds_id: sds.incarnation for sds in manager.state.sds.values()}
         self._nursery: trio.Nursery | None = None
         self._wake = trio.Event()
         self._purge_asked: dict[tuple[int, int], float] = {}
@@ -92,6 +93,12 @@ class Orchestrator:
             commands.SetLearners: self._after_set_learners,
             commands.ForceAlone: self._after_map_change,
         }
+
+    def is_known(self, sds_id: int) -> bool:
+        """Whether the SDS is in an incarnation that the last MDM knew: what it had counted when we first hear of it is
+        not new."""
+        sds = self.manager.state.sds.get(sds_id)
+        return sds is not None and sds.incarnation == self._before_us.get(sds_id)
 
     # -- commands
 
@@ -135,12 +142,15 @@ class Orchestrator:
         """Who is DOWN for us may be cut off from us alone, and serve clients: the SDS that is to take its place looks
         whether it still listens."""
         state, runtime = self.manager.state, self.membership.sds.get(command.sds_id)
-        if runtime is None or command.sds_id not in state.sds:
+        sds = state.sds.get(command.sds_id)
+        if sds is None or sds.state is SdsState.DOWN:
             return  # The command itself says why not.
-        wanted = [
-            volume for key, volume in state.volumes.items() if command.volume_id is None or key == command.volume_id
-        ]
-        for sds_id in sorted(forced_out(wanted, command.sds_id, down(state))):
+        if runtime is None or not runtime.serving:
+            raise ConflictError(
+                f"SDS {sds.name} is not connected to the MDM now: whether those that it is to replace are still alive "
+                "cannot be seen. Promote it when it is here again"
+            )
+        for sds_id in sorted(await trio.to_thread.run_sync(forced_out, state, command)):
             params: Params = {"peer": sds_id}
             if await runtime.session.call("listens", params, timeout=RPC_TIMEOUT_SECONDS):
                 peer = state.sds[sds_id]
@@ -370,11 +380,14 @@ class Orchestrator:
 
         With ``repair`` bad blocks are then rewritten from the other copy: the report is of before.
 
-        Raises NotFoundError when the volume does not exist, or is deleted while this goes on.
+        Raises NotFoundError when the volume does not exist, or is deleted while this goes on; InvalidError when it has
+        no chunk ``first_chunk``.
         """
         volume = self.manager.state.volumes.get(volume_id)
         if volume is None:
             raise NotFoundError(f"no volume number {volume_id}")
+        if first_chunk >= volume.chunks:
+            raise InvalidError(f"volume {volume.name} has chunks 0 to {volume.chunks - 1}, not {first_chunk}")
         report = VerifyReport()
         step = VERIFY_CHUNKS_PER_CALL * VERIFY_CALLS_IN_FLIGHT_MAX
         end = volume.chunks if count is None else min(first_chunk + count, volume.chunks)

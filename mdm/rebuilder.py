@@ -63,8 +63,6 @@ class Rebuilder:
         self._progress: dict[int, Progress] = {}
         self._copied: dict[int, int] = {}
         """What each SDS has copied, as last seen."""
-        self._before_us = {sds.sds_id: sds.incarnation for sds in self._manager.state.sds.values()}
-        """Incarnations that the last MDM knew: what those had copied when we first hear of them is not new."""
         self._told: dict[int, _Told] = {}
         self._telling: set[int] = set()
 
@@ -172,9 +170,7 @@ class Rebuilder:
             now = runtime.copied_bytes
             if now is None:
                 continue
-            sds = state.sds.get(sds_id)
-            is_old = sds is not None and sds.incarnation == self._before_us.get(sds_id)
-            before = self._copied.get(sds_id, now if is_old else 0)
+            before = self._copied.get(sds_id, now if self._orchestrator.is_known(sds_id) else 0)
             more = now - before if now >= before else now  # less: it was started anew
             self._copied[sds_id] = now
             shares = {pool_id: count for (leader, pool_id), count in leads.items() if leader == sds_id}

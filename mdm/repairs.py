@@ -1,5 +1,5 @@
 """Which repairs of stored blocks are worth an event: one per SDS and INTERVAL_SECONDS, however many blocks; what cannot
-be repaired does not wait for what was. Pure.
+be repaired does not wait for what was. Pure. What was counted before the MDM started is no news.
 
 An SDS counts, since it started, the blocks that it had rewritten from their other copy, and those that no copy has; and
 the entries of its slot tables that it has mended, and the devices that had lost track of what was in their slots.
@@ -37,10 +37,11 @@ class Repairs:
         self._names = repaired, lost
         self._seen: dict[int, _Seen] = {}
 
-    def news(self, sds_id: int, stats: Mapping[str, Any], now: float) -> Repaired | None:
-        """What has come since the last time that this was not None, if it is time to tell of it."""
-        seen = self._seen.setdefault(sds_id, _Seen())
+    def news(self, sds_id: int, stats: Mapping[str, Any], now: float, *, known: bool = False) -> Repaired | None:
+        """What has come since the last time that this was not None, if it is time to tell of it. ``known``: the SDS
+        runs since before the MDM does: what it counts when it is first heard of was the last MDM's to tell."""
         counted = Repaired(*(_count(stats, name) for name in self._names))
+        seen = self._seen.setdefault(sds_id, _Seen(counted if known else NONE))
         more = [
             now_ - before if now_ >= before else now_  # less: it was started anew
             for now_, before in zip(counted, seen.counted, strict=True)

@@ -24,6 +24,7 @@ ENTRY = struct.Struct(SEGMENT_ENTRY_FORMAT)
 EPOCH_FIRST = 1
 _WORDS = 3  # an entry is that many words of 32 bits: epoch, primary and secondary, learner and left
 _LOW = 0xFFFF
+_ROLES_AT = 4  # behind the epoch
 _EPOCH_FIRST = struct.pack("<I", EPOCH_FIRST)
 
 
@@ -77,6 +78,18 @@ def count_roles(segments: Iterable[bytes]) -> Counter[Roles]:
         for body, count in Counter(_bodies(_words(entries))).items():
             bodies[body] += count * times
     return Counter({_roles(body): count for body, count in bodies.items()})
+
+
+def has_roles(segments: Iterable[bytes], roles: Roles) -> bool:
+    """Whether a chunk in a map has these. Cheap also where none has: no entry is taken apart."""
+    body = ENTRY.pack(0, *roles)[_ROLES_AT:]
+    for entries in set(segments):
+        at = entries.find(body)
+        while at >= 0 and at % ENTRY.size != _ROLES_AT:
+            at = entries.find(body, at + 1)
+        if at >= 0:
+            return True
+    return False
 
 
 def count_holders(segments: Iterable[bytes]) -> dict[Holders, int]:
@@ -148,9 +161,7 @@ class Rewriter:
                 self._rows[body] = (*body, 0) if new is None else (*_body(new), self._step)
 
 
-def edit(
-    segments: Sequence[bytes], chunks: Iterable[int], change: Callable[[int, Entry], Roles | None], *, step: int = 1
-) -> Rewritten:
+def edit(segments: Sequence[bytes], chunks: Iterable[int], change: Callable[[int, Entry], Roles | None]) -> Rewritten:
     """Rewrites single chunks, each only once; those that the map does not have are passed over."""
     done = Rewritten()
     drafts: dict[int, bytearray] = {}
@@ -163,7 +174,7 @@ def edit(
         if new is not None:
             if index not in drafts:
                 drafts[index] = bytearray(segments[index])
-            ENTRY.pack_into(drafts[index], offset, entry.epoch + step, *new)
+            ENTRY.pack_into(drafts[index], offset, entry.epoch + 1, *new)
             done.add(entry.roles, new)
     done.segments.update((index, bytes(entries)) for index, entries in drafts.items())
     return done

@@ -17,7 +17,7 @@ from mdm.events import Event
 from mdm.identity import Kind, external_id, resolve
 from mdm.model import FaultSet, Health, Pool, ProtectionDomain, Sdc, Sds, SdsState, State, Volume
 from mdm.progress import RebuildState, Status
-from mdm.segments import entry_of
+from mdm.segments import Roles, entry_of, has_roles
 from mdm.verify import Difference, VerifyReport
 from pfvol import __version__
 from pfvol.config import Address, format_address
@@ -78,8 +78,9 @@ class View:
         return health.down(self.state)
 
     @cached_property
-    def stuck(self) -> frozenset[int]:
-        return health.stuck(self.state, datetime.now(UTC))
+    def waiting(self) -> frozenset[tuple[int, int]]:
+        """Pairs of SDSs of which the first waits for the second."""
+        return health.waiting(self.state, datetime.now(UTC))
 
     @cached_property
     def used_bytes(self) -> Mapping[int, int]:
@@ -98,7 +99,7 @@ class View:
         total = degraded = failed = 0
         for volume in volumes:
             for holders, count in volume.placement.items():
-                of_chunks = health.serving_health(holders, self.down, self.stuck)
+                of_chunks = health.serving_health(holders, self.down, self.waiting)
                 total += count
                 degraded += count if of_chunks is Health.DEGRADED else 0
                 failed += count if of_chunks is Health.FAILED else 0
@@ -204,18 +205,26 @@ class View:
 
     def _way_out(self, volumes: Iterable[Volume]) -> str:
         """For chunks that nobody serves."""
-        failed = {
-            holders
-            for volume in volumes
-            for holders in volume.placement
-            if health.serving_health(holders, self.down, self.stuck) is Health.FAILED
-        }
-        wanted = {sds_id for holders in failed for sds_id in holders.members if sds_id in self.down}
-        others = {sds_id for holders in failed for sds_id in holders.all if sds_id not in self.down}
+        wanted: set[int] = set()
+        members: set[int] = set()
+        older: set[int] = set()
+        for volume in volumes:
+            for holders in volume.placement:
+                if health.serving_health(holders, self.down, self.waiting) is not Health.FAILED:
+                    continue
+                here, learner = set(holders.members) - self.down, holders.learner
+                wanted |= set(holders.members) & self.down
+                members |= here
+                is_here = not here and learner and learner not in self.down | older
+                if is_here and has_roles(self.state.maps[volume.volume_id], Roles(*holders, left=learner)):
+                    older.add(learner)
+        ways = [
+            f"pfvol sds promote {' or '.join(self._sds_names(those))}, {what}"
+            for those, what in ((members - older, "no acknowledged write is lost"), (older, "data is lost"))
+            if those
+        ]
         said = f"waiting for SDS {', '.join(self._sds_names(wanted))}"
-        if others:
-            said += f" (if it is gone for good: pfvol sds promote {' or '.join(self._sds_names(others))}, data is lost)"
-        return said
+        return said + (f" (if it is gone for good: {'; '.join(ways)})" if ways else "")
 
     def _sds_names(self, numbers: Iterable[int]) -> list[str]:
         return sorted(self.state.sds[sds_id].name for sds_id in numbers)

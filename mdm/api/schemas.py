@@ -347,9 +347,11 @@ class Sds(Named):
 
 
 class Promoted(Named):
-    """How many chunks the SDS serves alone now because it was told to."""
+    """How many chunks the SDS serves alone now because it was told to, and of how many of these it has every
+    acknowledged write."""
 
     chunks: int
+    member_chunks: int
 
 
 class Mapping(Answer):

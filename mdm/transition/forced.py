@@ -3,7 +3,8 @@
 Never done by itself. Which copies may be forced follows from the map:
 
 - a *member* has every write that was acknowledged: it could only not agree with the other one, which is gone;
-- a learner that is also ``left``, the last to leave the set, has an older copy, which was whole once;
+- a learner that is also ``left``, the last to leave the set, has an older copy, which was whole once, and which newer
+  blocks have partly overwritten if it had begun to be brought up to date;
 - any other learner was given the chunk to make a new copy, and has a part of it at most: only when that is asked for.
 
 An entry that goes to a copy without all acknowledged writes gets an epoch of the next era (``EPOCH_ERA``): whoever
@@ -14,19 +15,19 @@ hold, so no (epoch, seq) is ever given twice.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from mdm import commands
 from mdm.events import EventType
 from mdm.health import down
 from mdm.identity import Kind
-from mdm.model import Sds, SdsState, Volume
-from mdm.segments import Rewriter, Roles, count_roles, edit, entry_of
+from mdm.model import Forced, Sds, SdsState, State, Volume
+from mdm.segments import Rewriter, Roles, count_roles
 from mdm.transition.draft import Draft
 from mdm.transition.sets import Changes
 from pfvol.constants import EPOCH_ERA
-from pfvol.errors import ConflictError, InvalidError
+from pfvol.errors import ConflictError
 
 MEMBER: Final = "member"
 OLDER: Final = "older"
@@ -34,36 +35,42 @@ INCOMPLETE: Final = "incomplete"
 VOLUMES_NAMED_MAX: Final = 10
 
 Found = list[tuple[Volume, Counter[str], set[int]]]
-"""Per volume how many chunks of which kind could be forced, and the SDSs that have what is newer."""
+"""Per volume how many chunks of which kind could be forced, and who else is a member of those that are taken."""
 
 
-def force_alone(draft: Draft, command: commands.ForceAlone) -> int:
+def force_alone(draft: Draft, command: commands.ForceAlone) -> Forced:
     sds: Sds = draft.get(Kind.SDS, command.sds_id)
     if sds.state is SdsState.DOWN:
         raise ConflictError(f"SDS {sds.name} is DOWN: start it before it is made to serve alone")
-    if command.chunks is not None and command.volume_id is None:
-        raise InvalidError("chunks are those of one volume: name it")
-    every = list(draft.table("volumes").values())
-    volumes = every if command.volume_id is None else [draft.get(Kind.VOLUME, command.volume_id)]
-    kind_of = _kinds(sds, down(draft.state))
+    if command.volume_id is not None:
+        draft.get(Kind.VOLUME, command.volume_id)
+    found = _survey(draft.state, command)
     if not command.accepted:
-        raise _refusal(draft, sds, _survey(draft, volumes, command, kind_of), incomplete=command.incomplete)
-    taken = {MEMBER, OLDER, INCOMPLETE} if command.incomplete else {MEMBER, OLDER}
+        raise _refusal(draft, sds, found, incomplete=command.incomplete)
+    kind_of, taken = _kinds(sds, down(draft.state)), _taken(command)
     changes = Changes(draft)
-    for kinds, step in ((taken & {MEMBER}, 1), (taken - {MEMBER}, EPOCH_ERA)):
-        _rewrite(draft, changes, volumes, command, _rule(sds, kind_of, kinds), step)
-    if changes.entries:
-        names = ", ".join(sorted(volume.name for volume in changes.volumes.values())[:VOLUMES_NAMED_MAX])
+    _rewrite(draft, changes, found, _rule(sds, kind_of, taken & {MEMBER}), 1)
+    members = changes.entries
+    for other in sorted({sds_id for *_, others in found for sds_id in others}):
+        changes.tell_left(draft.table("sds")[other], sds, "left out of")
+    older = _rewrite(draft, changes, found, _rule(sds, kind_of, taken - {MEMBER}), EPOCH_ERA)
+    if older:
+        names = ", ".join(sorted(older)[:VOLUMES_NAMED_MAX])
         draft.event(
             EventType.DATA_LOSS_ACCEPTED,
-            f"SDS {sds.name} was forced to serve {changes.entries} chunks of {names} alone: "
+            f"SDS {sds.name} was forced to serve {changes.entries - members} chunks of {names} alone: "
             "what only other copies had is lost",
             pd_id=sds.pd_id,
             volume_id=command.volume_id,
             sds_id=sds.sds_id,
-            details={"chunks": changes.entries},
+            details={"chunks": changes.entries - members},
         )
-    return changes.finish()
+    return Forced(changes.finish(), members)
+
+
+def forced_out(state: State, command: commands.ForceAlone) -> frozenset[int]:
+    """The SDSs that would be no members any more of what the command takes. Looks at whole maps: for a thread."""
+    return frozenset(sds_id for *_, others in _survey(state, command) for sds_id in others)
 
 
 KindOf = Callable[[Roles], str | None]
@@ -96,56 +103,53 @@ def _rule(sds: Sds, kind_of: KindOf, kinds: set[str]) -> Callable[[Roles], Roles
 
 
 def _rewrite(
-    draft: Draft,
-    changes: Changes,
-    volumes: Iterable[Volume],
-    command: commands.ForceAlone,
-    change: Callable[[Roles], Roles | None],
-    step: int,
-) -> None:
+    draft: Draft, changes: Changes, found: Found, change: Callable[[Roles], Roles | None], step: int
+) -> list[str]:
+    """The names of the volumes that have changed."""
     rewriter = Rewriter(change, step=step)
-    for volume in volumes:
-        segments = draft.table("maps")[volume.volume_id]
-        if command.chunks is None:
-            done = rewriter.rewrite(segments)
-        else:
-            done = edit(segments, command.chunks, lambda _, entry: change(entry.roles), step=step)
+    names = []
+    for volume, _, _ in found:
+        done = rewriter.rewrite(draft.table("maps")[volume.volume_id])
         changes.take(volume, done)
+        names += [volume.name] if done.entries else []
+    return names
 
 
-def _survey(draft: Draft, volumes: Iterable[Volume], command: commands.ForceAlone, kind_of: KindOf) -> Found:
+def _taken(command: commands.ForceAlone) -> set[str]:
+    return {MEMBER, OLDER, INCOMPLETE} if command.incomplete else {MEMBER, OLDER}
+
+
+def _survey(state: State, command: commands.ForceAlone) -> Found:
+    kind_of, taken = _kinds(state.sds[command.sds_id], down(state)), _taken(command)
     found: Found = []
-    for volume in volumes:
-        segments = draft.table("maps")[volume.volume_id]
-        if command.chunks is None:
-            roles = count_roles(segments)
-        else:
-            roles = Counter(entry_of(segments, chunk).roles for chunk in command.chunks if chunk < volume.chunks)
+    for volume in state.volumes.values():
+        if command.volume_id not in (None, volume.volume_id) or not volume.uses(command.sds_id):
+            continue
         kinds: Counter[str] = Counter()
-        newer: set[int] = set()
-        for each, count in roles.items():
+        others: set[int] = set()
+        for each, count in count_roles(state.maps[volume.volume_id]).items():
             if (kind := kind_of(each)) is not None:
                 kinds[kind] += count
-                newer.update(each.holders.members)
-        newer.discard(command.sds_id)
+                others.update(each.holders.members if kind in taken else ())
+        others.discard(command.sds_id)
         if kinds:
-            found.append((volume, kinds, newer))
+            found.append((volume, kinds, others))
     return found
 
 
 def _refusal(draft: Draft, sds: Sds, found: Found, *, incomplete: bool) -> ConflictError:
     servers = draft.table("sds")
     total: Counter[str] = sum((kinds for _, kinds, _ in found), Counter())
-    names = ", ".join(sorted({servers[sds_id].name for *_, newer in found for sds_id in newer}))
+    names = ", ".join(sorted({servers[sds_id].name for *_, others in found for sds_id in others}))
     details = [
         {
             "name": volume.name,
             "member_chunks": kinds[MEMBER],
             "older_chunks": kinds[OLDER],
             "incomplete_chunks": kinds[INCOMPLETE],
-            "newer_at": sorted(servers[sds_id].name for sds_id in newer),
+            "newer_at": sorted(servers[sds_id].name for sds_id in others),
         }
-        for volume, kinds, newer in found
+        for volume, kinds, others in found
     ]
     more = (
         f" Of {total[INCOMPLETE]} other chunks it never had a whole copy: --incomplete serves these too, and what is "
@@ -178,6 +182,7 @@ def _refusal(draft: Draft, sds: Sds, found: Found, *, incomplete: bool) -> Confl
 
 _WHAT: Final = {
     MEMBER: "with every acknowledged write",
-    OLDER: "as they were when it left: what was written to them later is lost",
+    OLDER: "as they were when it left, partly overwritten if it had begun to be brought up to date: what was written "
+    "to them later is lost",
     INCOMPLETE: "that were never whole here: what is missing reads as zeros",
 }

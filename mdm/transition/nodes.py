@@ -8,7 +8,7 @@ from dataclasses import replace
 from mdm import commands
 from mdm.events import EventType
 from mdm.identity import Kind, check_name
-from mdm.model import Device, FaultSet, Holders, ProtectionDomain, Sdc, SdcSession, Sds, SdsState
+from mdm.model import RESTARTED, Device, FaultSet, Holders, ProtectionDomain, Sdc, SdcSession, Sds, SdsState
 from mdm.placement import fits
 from mdm.segments import Rewriter, Roles
 from mdm.transition.checks import choice, host, host_or_address, text, whole
@@ -152,6 +152,8 @@ def register_sds(draft: Draft, command: commands.RegisterSds) -> None:
     if new != sds:
         draft.put("sds", sds.sds_id, new)
     if command.devices:
+        if 0 < sds.incarnation != command.incarnation:
+            draft.set_counter(RESTARTED % sds.sds_id, int(draft.now.timestamp() * 1000))
         _set_state(draft, new, SdsState.UP)
 
 

@@ -236,4 +236,7 @@ def promote(
     body = {"accept_data_loss": accept_data_loss, "incomplete": incomplete, "volume_id": volume}
     with cli.client() as api:
         row = api.post(route(Noun.SDS, sds, "promote"), **body)
-    cli.out.done(row, f"SDS {sds} serves {row['chunks']} chunks alone now; what only other copies had is lost")
+    said = f"SDS {sds} serves {row['chunks']} chunks alone now"
+    if older := row["chunks"] - row["member_chunks"]:
+        said += f"; of {older} of them what only other copies had is lost"
+    cli.out.done(row, said)

@@ -414,6 +414,19 @@ async def test_health_follows_the_servers(api: Api) -> None:
     assert (await api.client.get("/system/status"))["reasons"] == []
 
 
+async def test_nobody_is_promoted_who_cannot_look_whether_the_others_are_dead(api: Api) -> None:
+    """As just after a start of the MDM: what is UP has not registered yet."""
+    await api.make_pool(sds=2)
+    await api.client.post("/vol/create", pool_id="pool", name="v", size="64MiB")
+    await api.manager.execute(SetSdsState(sds_id=1, state="DOWN"))
+    with pytest.raises(ConflictError, match="s2 is not connected to the MDM now"):
+        await api.client.post("/sds/s2/promote", accept_data_loss=True)
+    with pytest.raises(ConflictError, match="16 chunks of volume v with every acknowledged write"):
+        await api.client.post("/sds/s2/promote")
+    with pytest.raises(ConflictError, match="s1 is DOWN: start it"):
+        await api.client.post("/sds/s1/promote", accept_data_loss=True)
+
+
 async def test_used_capacity_is_what_servers_report(api: Api) -> None:
     """Goal: net bytes, counted where the primary copy is."""
     await api.make_pool(sds=2)

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from mdm import faults
+from mdm.commands import CreateProtectionDomain
 from pfvol.errors import ConflictError, Error, InvalidError, NotFoundError
-from tests.support.mdmdaemon import FakeSds, Mdm, back, cluster
+from tests.support.mdmdaemon import FakeSds, Mdm, back, cluster, core_cluster
 from tests.support.waiting import poll_until_async
 
 
@@ -99,6 +102,28 @@ async def test_a_failure_that_ends_by_itself_is_told_when_the_sds_registers(tmp_
         assert len(await events(mdm, "SDS_RECOVERED")) == 1
 
 
+async def test_who_is_back_before_its_failure_is_noted_stays_up(tmp_path: Path) -> None:
+    async with core_cluster(tmp_path) as (core, made, sds):
+        one = Suffering(sds[0])
+        await sds[0].register(faults=one.status)
+
+        async def comes_back() -> None:
+            sds[0] = await back(made, core, sds[0])
+
+        async with trio.open_nursery() as nursery:
+
+            async def fail_shortly(params: dict[str, Any]) -> dict[str, Any]:
+                for number in range(100):  # What is to be noted waits behind these.
+                    nursery.start_soon(core.run, CreateProtectionDomain(name=f"busy{number}"))
+                nursery.start_soon(comes_back)
+                return one.fail(params)
+
+            sds[0].answers["sds.fail"] = fail_shortly
+            assert sds[0].sds_id is not None
+            await faults.fail(core.orchestrator, sds[0].sds_id, 0.01)
+        assert core.state.sds[sds[0].sds_id].state == "UP"
+
+
 async def test_faults_of_disks(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (mdm, _, sds):
         one = Suffering(sds[0])
@@ -155,6 +180,15 @@ async def test_what_an_sds_refuses_is_said_and_overtaken_words_are_ignored(tmp_p
 
         await poll_until_async(counted, what="its report is shown")
         assert len(await events(mdm, "SDS_FAULTS_INJECTED")) == 1
+        corrupted = one.status | {"blocks_corrupted": 3}
+        for told in (corrupted, one.status, corrupted | {"errors_injected": 6}):  # Corrupting raises no revision.
+            await sds[0].session.notify("sds.report", {"stats": {}, "failed_devices": [], "purged": [], "faults": told})
+
+        async def counted_again() -> bool:
+            return bool((await mdm.client.get("/sds/s1"))["faults"]["errors_injected"] == 6)
+
+        await poll_until_async(counted_again, what="its report is shown")
+        assert len(await events(mdm, "SDS_FAULTS_INJECTED")) == 2
         await sds[0].session.notify(
             "sds.report", {"stats": {}, "failed_devices": [], "purged": [], "faults": {"failed": "yes"}}
         )

@@ -15,7 +15,7 @@ from mdm.verify import NEVER_WRITTEN, TAG
 from pfvol import capability
 from pfvol.constants import CHUNK_BLOCKS, SDS_DOWN_AFTER_SECONDS, SEGMENT_CHUNKS, SEGMENT_ENTRY_FORMAT
 from pfvol.errors import ConflictError, DeniedError, Error, InvalidError, NotFoundError
-from tests.support.mdmdaemon import FakeSds, cluster, nodes, running_mdm
+from tests.support.mdmdaemon import FakeSds, Mdm, back, cluster, nodes, running_mdm
 from tests.support.waiting import poll_until_async
 
 ENTRY = struct.Struct(SEGMENT_ENTRY_FORMAT)
@@ -380,6 +380,31 @@ async def test_methods_belong_to_roles(tmp_path: Path) -> None:
                 await session.call(method)
 
 
+async def test_a_repair_is_told_of_once_though_the_mdm_starts_again(tmp_path: Path) -> None:
+    async def told(mdm: Mdm) -> list[int]:
+        events = await mdm.client.get("/event/list")
+        return [event["details"]["unrepairable"] for event in events if event["type"] == "BLOCKS_UNREPAIRABLE"]
+
+    async def until_told(mdm: Mdm, wanted: list[int]) -> None:
+        async def are() -> bool:
+            return await told(mdm) == wanted
+
+        await poll_until_async(are, what=f"events {wanted}")
+
+    async with cluster(tmp_path, 2) as (mdm, _made, (s1, s2)):
+        await s1.report(blocks_unrepairable=3)
+        await until_told(mdm, [3])
+    async with running_mdm(tmp_path) as mdm, nodes() as made:
+        s1 = await back(made, mdm, s1, incarnation=s1.incarnation)
+        s2 = await back(made, mdm, s2, incarnation=s2.incarnation + 1)
+        await s1.report()  # while it does not serve
+        await s1.report(blocks_unrepairable=3)
+        await s1.report(blocks_unrepairable=5)
+        await until_told(mdm, [3, 2])
+        await s2.report(blocks_unrepairable=1)
+        await until_told(mdm, [3, 2, 1])
+
+
 # -- verify
 
 HOLES = TAG.pack(*NEVER_WRITTEN) * CHUNK_BLOCKS
@@ -412,6 +437,9 @@ async def test_verify_finds_nothing_where_copies_agree(tmp_path: Path) -> None:
         all_sds[0].answers["verify"] = answering([True, HOLES, CLEAN])
         all_sds[1].answers["verify"] = answering([False, None, None])
         assert not (await mdm.client.post("/vol/v/verify"))["problems"]
+        assert (await mdm.client.post("/vol/v/verify", first=255))["chunks_checked"] == 1
+        with pytest.raises(InvalidError, match="has chunks 0 to 255"):
+            await mdm.client.post("/vol/v/verify", first=256)
 
 
 async def test_verify_tells_what_differs_but_not_what_is_only_under_way(tmp_path: Path) -> None:

@@ -68,6 +68,14 @@ async def test_an_sds_that_the_mdm_gave_up_is_not_dead(tmp_path: Path) -> None:
         assert (await s1.leave_out(s2))["dead"] is False
 
 
+async def test_what_was_asked_in_vain_is_done_when_there_is_something_to_do(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (mdm, _made, (s1, s2, _s3)):
+        for name in ("v", "w"):
+            assert [(await s1.leave_out(s2, as_secondary=False))["left"] for _ in range(2)] == [0, 0]
+            led = chunks_of(await s1.fetch(await make_volume(mdm, name)), s1, s2)
+            assert (await s1.leave_out(s2, as_secondary=False))["left"] == len(led) > 0
+
+
 async def test_two_that_lost_each_other_keep_what_they_lead(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (mdm, _made, (s1, s2, _s3)):
         volume_id = await make_volume(mdm)
@@ -202,6 +210,25 @@ async def test_when_the_last_copy_is_away_the_volume_says_for_whom_it_waits(tmp_
         assert "waiting for SDS s1 (if it is gone for good: pfvol sds promote s2" in volume["reasons"][0]
         await back(made, mdm, s1)
         assert (await mdm.client.get("/vol/v"))["health"] == "DEGRADED"
+
+
+async def test_who_is_promoted_has_looked_whether_those_whom_it_concerns_are_dead(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (mdm, _made, (s1, s2, s3)):
+        volume_id = await make_volume(mdm)
+        shared = await s2.fetch(volume_id)
+        for gone in (s1, s3):
+            gone.session.close("stopped")
+            await mdm.wait_state(gone.name, "DOWN")
+        await s2.leave_out(s3)
+        alive = {s1.sds_id}
+        s2.answers["listens"] = lambda params: params["peer"] in alive
+        with pytest.raises(ConflictError, match="s1 is DOWN, but something still takes connections"):
+            await mdm.client.post("/sds/s2/promote", accept_data_loss=True)
+        alive = {s3.sds_id}
+        forced = await mdm.client.post("/sds/s2/promote", accept_data_loss=True)
+        count = len(chunks_of(shared, s1, s2) + chunks_of(shared, s2, s1))
+        assert (forced["chunks"], forced["member_chunks"]) == (count, count)
+        assert [params["peer"] for params in s2.told("listens")] == [s1.sds_id] * 2
 
 
 async def test_a_chunk_with_one_copy_is_shown_and_verified_as_such(tmp_path: Path) -> None:

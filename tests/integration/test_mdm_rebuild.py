@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mdm.commands import CreateVolume
+from mdm.orchestrator import Orchestrator
 from mdm.rebuilder import Rebuilder
 from pfvol.constants import SEGMENT_CHUNKS, SEGMENT_ENTRY_FORMAT
 from pfvol.errors import CapacityError, NotFoundError
@@ -219,7 +220,10 @@ async def test_what_was_copied_before_the_mdm_was_started_is_not_counted_again(t
         await mdm.run(CreateVolume(pool_id=1, name="v", size_bytes=100 * CHUNK))
         await s1.leave_out(s2, as_secondary=False)
         await s3.leave_out(s2, as_secondary=False)
-        servers, started_again = mdm.orchestrator.membership.sds, Rebuilder(mdm.orchestrator)
+        servers, started_again = (
+            mdm.orchestrator.membership.sds,
+            Rebuilder(Orchestrator(mdm.orchestrator.manager, mdm.orchestrator.membership)),
+        )
         for copied, news in ((10**12, 0), (10**12 + 5, 5)):
             servers[s3.sds_id or 0].has_copied(copied)
             assert started_again._newly_copied(mdm.state) == {1: news}

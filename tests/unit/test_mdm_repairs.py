@@ -30,6 +30,13 @@ def test_an_sds_that_was_started_anew_counts_from_nothing() -> None:
     assert repairs.news(1, counted(2), INTERVAL_SECONDS) == Repaired(2, 0)
 
 
+def test_what_was_counted_before_the_mdm_started_is_no_news() -> None:
+    repairs = Repairs()
+    assert repairs.news(1, counted(9, 1), 0.0, known=True) is None
+    assert repairs.news(1, counted(9, 2), 1.0, known=True) == Repaired(0, 1)
+    assert repairs.news(2, counted(9), 0.0) == Repaired(9, 0)
+
+
 def test_an_sds_of_another_version_that_counts_none_is_taken() -> None:
     assert Repairs().news(1, {}, 0.0) is None
 

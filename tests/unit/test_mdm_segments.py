@@ -21,6 +21,7 @@ from mdm.segments import (
     differences,
     edit,
     entry_of,
+    has_roles,
 )
 from mdm.transition import apply
 from pfvol.constants import SEGMENT_CHUNKS
@@ -93,6 +94,15 @@ def test_counting() -> None:
     segment = packed([(1, Roles(1, 2, 0, 3)), (7, Roles(1, 2, 0, 0)), (1, Roles(2, 0, 1, 1))])
     assert count_roles([segment, segment])[Roles(1, 2, 0, 3)] == 2
     assert count_holders([segment, segment]) == {(1, 2, 0): 4, (2, 0, 1): 2}
+
+
+def test_looking_for_roles() -> None:
+    shifted = Roles(0x201, 0x403, 0x605, 0x807)
+    segment = packed([(1, Roles(1, 2, 0, 0)), (7, shifted)])
+    assert has_roles([packed([(1, Roles(1, 2, 0, 0))]), segment], shifted)
+    assert not has_roles([segment], Roles(2, 1, 0, 0))
+    assert not has_roles([segment], Roles(2, 0, 0, 7)), "it is there, but no entry begins so"
+    assert not has_roles([], shifted)
 
 
 def test_differences_are_entries_that_changed_and_not_those_that_were_added() -> None:

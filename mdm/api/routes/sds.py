@@ -112,7 +112,7 @@ async def promote(sds: str, body: schemas.PromoteSds, admin: AdminDep) -> Object
         incomplete=body.incomplete,
         accepted=body.accept_data_loss,
     )
-    view, chunks = await admin.execute(command)
-    if not chunks:  # Says why, and what there might be instead.
+    view, forced = await admin.execute(command)
+    if not forced.chunks:  # Says why, and what there might be instead.
         await admin.execute(replace(command, accepted=False))
-    return {"id": view.id_of(Kind.SDS, sds_id), "name": view.state.sds[sds_id].name, "chunks": chunks}
+    return {"id": view.id_of(Kind.SDS, sds_id), "name": view.state.sds[sds_id].name, **forced._asdict()}
