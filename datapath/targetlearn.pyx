@@ -32,7 +32,7 @@ from datapath.wire cimport *
 
 cdef enum:
     STEP_BLOCKS = 8                  # a step holds up the threads on both sides: 32 KiB take less than a tenth of a ms
-    STEPS_MAX = 16                   # to one learner at a time
+    STEPS_MAX = 4                    # to one learner at a time: its thread may find all of them at once
     HERE_MAX = 8                     # chunks with data that learn at a time, per learner
     TOLD_MAX = 16384                 # chunks that wait for the MDM's word: each is kept here until it comes
     CHUNKS_MAX = 64                  # chunks that learn at a time, per learner: most of a large volume is nowhere
