@@ -98,10 +98,9 @@ cdef void look(Engine* e, MapVolume* v, uint32_t index, const MapEntry* entry) n
     chunk = chunk_find(e, v.volume_id, index)
     if not chunk_missing(e, chunk):
         return
-    if not member:                                         # an operator may have it serve: not as if it held nothing
-        e.unsure_found += 1
-        return
     e.unsure_found += 1
+    if not member:
+        return                                             # an operator may have it serve: not as if it held nothing
     if (chunk != NULL and chunk.gone) or (entry.primary == e.sds_id and entry.secondary == 0):
         return                                             # said when somebody asks for it
     if e.unsynced_count < COMPARED_MAX or (chunk != NULL and chunk.unsynced):

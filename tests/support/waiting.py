@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import time
 from collections.abc import Awaitable, Callable
@@ -13,6 +14,7 @@ T = TypeVar("T")
 
 POLL_SECONDS = 0.03
 TIMEOUT_SECONDS = 20.0
+STAYS_SECONDS = 1.0
 
 
 def poll_until(condition: Callable[[], T], timeout_seconds: float = TIMEOUT_SECONDS, what: str = "") -> T:
@@ -28,7 +30,8 @@ def poll_until(condition: Callable[[], T], timeout_seconds: float = TIMEOUT_SECO
 
 
 async def pass_time(seconds: float) -> None:
-    """For tests that vary the moment at which something happens, or show that nothing does; not for waiting."""
+    """For tests of what time does: that vary the moment at which something happens, or show that nothing does. Not for
+    waiting."""
     await trio.sleep(seconds)
 
 
@@ -45,3 +48,11 @@ async def poll_until_async(
         if trio.current_time() > deadline:
             raise AssertionError(f"not within {timeout_seconds} s: {what or condition}; the last answer was {value!r}")
         await trio.sleep(POLL_SECONDS)
+
+
+async def comes_to(told: Callable[[], T], wanted: T) -> None:
+    """On the mock clock: polls until ``told()`` is ``wanted``, and a second later it still has to be."""
+    with contextlib.suppress(AssertionError):
+        await poll_until_async(lambda: told() == wanted)
+    await pass_time(STAYS_SECONDS)
+    assert told() == wanted

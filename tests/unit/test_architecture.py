@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import subprocess
@@ -78,7 +77,7 @@ def test_no_asyncio() -> None:
 
 
 def test_no_test_sleeps() -> None:
-    """Goal: a test waits for what it wants to see, with a deadline (support/waiting.py), or on trio's mock clock."""
+    """Goal: a test waits for what it wants to see, with a deadline (support/waiting.py)."""
     found = sources("tests/*.py")
     assert found, "no test was found"
     waiting = ROOT / "tests" / "support" / "waiting.py"
@@ -86,19 +85,11 @@ def test_no_test_sleeps() -> None:
 
 
 def sleeps(path: Path) -> list[str]:
-    """Where a file sleeps, also in programs that it holds as text; functions on the mock clock may."""
-    code = path.read_text()
-    on_the_mock_clock = {
-        line
-        for node in ast.walk(ast.parse(code))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and "autojump_clock" in {argument.arg for argument in node.args.args}
-        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
-    }
+    """Where a file sleeps, also in programs that it holds as text (but in those that only wait to be killed)."""
     return [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
-        for number, line in enumerate(code.splitlines(), 1)
-        if SLEEP.search(line) and number not in on_the_mock_clock
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if SLEEP.search(line)
     ]
 
 

@@ -29,7 +29,7 @@ from pfvol.rpc.client import Reconnecting, connect
 from pfvol.rpc.server import Server
 from pfvol.rpc.session import IN_FLIGHT_MAX, Session
 from pfvol.rpc.transport import listen
-from tests.support.waiting import poll_until_async
+from tests.support.waiting import pass_time, poll_until_async
 
 SECRET = b"s" * 32
 CLUSTER = b"c" * 16
@@ -405,7 +405,7 @@ async def test_silence_and_half_frames_end_a_connection(autojump_clock: trio.tes
         ended_by_peer = False
 
         async def receive(self, limit: int = 0, *, idle_seconds: float, frame_seconds: float = 1.0) -> Any:
-            await trio.sleep(idle_seconds)
+            await pass_time(idle_seconds)
             raise TimedOutError("nothing heard in time")
 
         async def send(self, frames: bytes, timeout_seconds: float = 1.0) -> None:

@@ -34,6 +34,20 @@ def power_cycle(r: Rig, sds_id: int) -> None:
     r.until(lambda: r.sds[sds_id].connections > connections)
 
 
+def hold(r: Rig, sds_id: int, *opcodes: int) -> list[dict[str, Any]]:
+    """From now on the SDS does not answer the first request of each of these kinds; their headers, as they come."""
+    held: list[dict[str, Any]] = []
+
+    def rule(header: dict[str, Any], body: bytes) -> Any:
+        if header["opcode"] not in opcodes or any(header["opcode"] == other["opcode"] for other in held):
+            return None
+        held.append(header)
+        return Silent
+
+    r.sds[sds_id].rule = rule
+    return held
+
+
 def test_flush_without_writes_asks_nobody() -> None:
     with rig() as r:
         r.read(0, 10)
@@ -381,15 +395,7 @@ def test_server_is_asked_after_all_when_who_vouched_for_it_leaves_before_the_flu
 def test_late_answer_to_a_flush_that_was_spared_is_dropped_and_the_connection_stays() -> None:
     with rig(deadline=20) as r:
         dirty(r)
-        held: list[dict[str, Any]] = []
-
-        def hold(header: dict[str, Any], body: bytes) -> Any:
-            if header["opcode"] == wire.OP_FLUSH:
-                held.append(header)
-                return Silent
-            return None
-
-        r.sds[1].rule = hold
+        held = hold(r, 1, wire.OP_FLUSH)
         assert r.do("flush")[0] == 0
         r.sds[1]._socket.sendall(r.sds[1].reply(held[0]))  # type: ignore[union-attr]
         r.until(lambda: r.engine.stats()["sds"][1]["in_flight"] == 0)
@@ -470,15 +476,7 @@ def test_write_sent_before_a_server_left_is_not_vouched_for_by_it() -> None:
     with rig() as r:
         r.connect(1)
         r.connect(2)
-        held: list[dict[str, Any]] = []
-
-        def hold(header: dict[str, Any], body: bytes) -> Any:
-            if header["opcode"] != wire.OP_WRITE or held:
-                return None
-            held.append(header)
-            return Silent
-
-        r.sds[1].rule = hold
+        held = hold(r, 1, wire.OP_WRITE)
         token = r.start("write", 0, data=b"w" * BLOCK)
         r.until(lambda: held)
         told(r, 2, 1, 0)
@@ -494,17 +492,7 @@ def test_write_acknowledged_during_a_flush_is_judged_by_the_next_one_that_begins
     with rig(deadline=20) as r:
         r.connect(1)
         r.connect(2)
-        held: list[dict[str, Any]] = []
-
-        def hold(header: dict[str, Any], body: bytes) -> Any:
-            if header["opcode"] not in (wire.OP_WRITE, wire.OP_FLUSH) or header["opcode"] in [
-                h["opcode"] for h in held
-            ]:
-                return None
-            held.append(header)
-            return Silent
-
-        r.sds[1].rule = hold
+        held = hold(r, 1, wire.OP_WRITE, wire.OP_FLUSH)
         token = r.start("write", 0, data=b"w" * BLOCK)
         r.until(lambda: held)
         told(r, 2, 1, 0)

@@ -19,7 +19,7 @@ from pfvol.errors import ConfigError, Error, ProtocolError, UnauthorizedError
 from pfvol.sds import acceptor
 from pfvol.sds.acceptor import Acceptor, Clients
 from pfvol.sds.peers import FIRST_TRY_SECONDS, Identity, PeerRecord, Peers, parse_peers
-from tests.support.waiting import poll_until_async
+from tests.support.waiting import pass_time, poll_until_async
 
 SECRET = bytes(range(32))
 CLUSTER = bytes(range(16))
@@ -170,7 +170,7 @@ async def test_a_peer_that_is_silent_is_given_up_in_a_moment(autojump_clock: tri
         one.peers.update([PeerRecord(2, *sock.getsockname(), 10, True)])
         one.peers._links[2].incarnation = 10  # as if it had been connected
         started = trio.current_time()
-        await trio.sleep(5)
+        await pass_time(5)
         assert failed[0] - started == pytest.approx(FIRST_TRY_SECONDS, abs=0.05)
         assert 3 <= len(failed) <= 6
         assert not await one.peers.refuses(2)

@@ -19,16 +19,11 @@ from pfvol.sds.membership import (
     LEARNED_PAUSE_SECONDS,
     Membership,
 )
+from tests.support.waiting import comes_to, pass_time, poll_until_async
 
 PEER, INCARNATION = 2, 7
 CHUNK, OTHER = (9, 0), (9, 1)
 ASKED = {"peer": PEER, "as_primary": True, "as_secondary": False, "except": [], "chunks": None}
-
-
-async def passed(seconds: float) -> None:
-    """On the mock clock that every test here is on."""
-    with trio.move_on_after(seconds):
-        await trio.sleep_forever()
 
 
 class Engine:
@@ -52,7 +47,7 @@ class Engine:
         self.world.nursery.start_soon(self._say, sds_id)
 
     async def _say(self, sds_id: int) -> None:
-        await passed(0.01)
+        await pass_time(0.01)
         self.world.membership.leaving(sds_id, *self.roles)
 
     def stay(self, sds_id: int) -> None:
@@ -104,7 +99,7 @@ class World:
         return self.known
 
     async def refuses(self, sds_id: int) -> bool:
-        await passed(0.01)
+        await pass_time(0.01)
         return self.port_refuses
 
     # Maps
@@ -137,7 +132,7 @@ class World:
             assert params["peer"] in self.engine.left, "asked before the engine had finished with the peer"
             self.outstanding[params["peer"]] += 1
         await self.gate.wait()
-        await passed(0.01)
+        await pass_time(0.01)
         answer = self.answers.pop(0) if self.answers else ConflictError("refused")
         if isinstance(answer, UnreachableError | TimedOutError):
             raise answer  # it may be carried out later
@@ -152,7 +147,7 @@ class World:
         until = trio.current_time() + seconds
         while trio.current_time() < until:
             self.membership.trouble(PEER)
-            await passed(every)
+            await pass_time(every)
 
 
 @asynccontextmanager
@@ -172,12 +167,9 @@ async def test_a_peer_is_left_out_and_taken_back_when_the_map_says_so(autojump_c
     async with world() as it:
         it.answers = [answer()]
         it.membership.trouble(PEER)
-        await trio.sleep(1)
-        assert it.asked == [("sds.leave_out", ASKED)]
-        assert it.names() == ["leave"]
+        await comes_to(lambda: (it.names(), it.asked), (["leave"], [("sds.leave_out", ASKED)]))
         it.raise_to(3)
-        await trio.sleep(1)
-        assert it.names() == ["leave", "stay"]
+        await comes_to(it.names, ["leave", "stay"])
         assert it.held == set()
 
 
@@ -185,9 +177,8 @@ async def test_what_is_asked_is_what_the_engine_says(autojump_clock: trio.testin
     async with world() as it:
         it.engine.roles = (False, True, [CHUNK, OTHER])
         it.membership.trouble(PEER)
-        await trio.sleep(1)
         wanted = {"as_primary": False, "as_secondary": True, "except": [[9, 0], [9, 1]]}
-        assert it.asked == [("sds.leave_out", ASKED | wanted)]
+        await comes_to(lambda: it.asked, [("sds.leave_out", ASKED | wanted)])
 
 
 async def test_with_nothing_to_ask_nothing_is_asked(autojump_clock: trio.testing.MockClock) -> None:
@@ -207,8 +198,7 @@ async def test_the_engine_is_waited_for(autojump_clock: trio.testing.MockClock) 
         await it.troubled(10)
         assert (it.names(), it.asked) == (["leave"], [])
         it.engine.say(PEER)
-        await trio.sleep(1)
-        assert it.names() == ["leave", "stay"]
+        await comes_to(it.names, ["leave", "stay"])
 
 
 async def test_a_refusal_is_asked_again_while_the_trouble_lasts_and_not_afterwards(
@@ -221,7 +211,7 @@ async def test_a_refusal_is_asked_again_while_the_trouble_lasts_and_not_afterwar
         assert 15 <= asked <= 10 / ASK_AGAIN_SECONDS
         assert it.names() == ["leave", "stay"] * asked
         assert len(lines) == 2, "the trouble and the refusal, told once"
-        await trio.sleep(10)
+        await pass_time(10)
         assert len(it.asked) == asked
 
 
@@ -238,8 +228,7 @@ async def test_nothing_is_left_out_is_no_reason_to_wait_for_a_map(autojump_clock
     async with world() as it:
         it.answers = [answer(left=0, version=0)]
         it.membership.trouble(PEER)
-        await trio.sleep(0.1)
-        assert it.names() == ["leave", "stay"]
+        await comes_to(it.names, ["leave", "stay"])
 
 
 async def test_without_the_mdm_the_peer_is_left_alone(autojump_clock: trio.testing.MockClock) -> None:
@@ -260,8 +249,7 @@ async def test_when_the_mdm_goes_before_it_is_asked_the_engine_goes_on_with_the_
         it.membership.trouble(PEER)
         it.connected = False
         it.engine.say(PEER)
-        await trio.sleep(1)
-        assert (it.names(), it.asked) == (["leave", "stay"], [])
+        await comes_to(lambda: (it.names(), it.asked), (["leave", "stay"], []))
 
 
 @pytest.mark.parametrize("lost", [UnreachableError("gone"), TimedOutError("no answer")])
@@ -271,14 +259,13 @@ async def test_what_was_sent_and_not_answered_is_asked_until_there_is_an_answer(
     async with world() as it:
         it.answers = [lost, lost, answer()]
         it.membership.trouble(PEER)
-        await trio.sleep(0.2)
+        await poll_until_async(lambda: it.asked)
         it.connected = False
         await it.troubled(60)
         assert (it.names(), len(it.asked)) == (["leave"], 1)
         it.connected = True
         it.raise_to(3)
-        await trio.sleep(3)
-        assert it.asked == [("sds.leave_out", ASKED)] * 3
+        await comes_to(lambda: it.asked, [("sds.leave_out", ASKED)] * 3)
         assert it.names() == ["leave", "stay"]
 
 
@@ -288,7 +275,7 @@ async def test_one_procedure_per_peer_and_each_peer_for_itself(autojump_clock: t
         for _ in range(5):
             for peer in (PEER, 3, 4):
                 it.membership.trouble(peer)
-            await trio.sleep(0.5)
+            await pass_time(0.5)
         assert sorted(it.done) == [("leave", 2), ("leave", 3), ("leave", 4)]
         assert sorted(params["peer"] for _, params in it.asked) == [2, 3, 4]
 
@@ -298,11 +285,9 @@ async def test_who_is_known_to_be_dead_is_buried(autojump_clock: trio.testing.Mo
         it.port_refuses = True
         it.answers = [answer(dead=True)]
         it.membership.trouble(PEER)
-        await trio.sleep(1)
-        assert it.done == [("leave", PEER), ("peer_dead", PEER, INCARNATION)]
+        await comes_to(lambda: it.done, [("leave", PEER), ("peer_dead", PEER, INCARNATION)])
         it.raise_to(3)
-        await trio.sleep(1)
-        assert it.names() == ["leave", "peer_dead", "stay"]
+        await comes_to(it.names, ["leave", "peer_dead", "stay"])
 
 
 async def test_a_death_that_the_mdm_notices_a_little_later_is_heard_of(autojump_clock: trio.testing.MockClock) -> None:
@@ -311,8 +296,7 @@ async def test_a_death_that_the_mdm_notices_a_little_later_is_heard_of(autojump_
         it.raise_to(3)
         it.answers = [answer(), answer(left=0), answer(left=0, dead=True)]
         it.membership.trouble(PEER)
-        await trio.sleep(1)
-        assert it.done == [("leave", PEER), ("peer_dead", PEER, INCARNATION), ("stay", PEER)]
+        await comes_to(lambda: it.done, [("leave", PEER), ("peer_dead", PEER, INCARNATION), ("stay", PEER)])
 
 
 @pytest.mark.parametrize(
@@ -326,7 +310,7 @@ async def test_half_a_proof_buries_nobody(
         it.raise_to(3)
         it.answers = [answer(dead=dead)] + [answer(left=0, dead=dead)] * 10
         it.membership.trouble(PEER)
-        await trio.sleep(3)
+        await pass_time(3)
         assert it.names() == ["leave", "stay"]
 
 
@@ -335,14 +319,13 @@ async def test_an_answer_that_is_none_ends_the_asking(nonsense: Any, autojump_cl
     async with world() as it:
         it.answers = [nonsense]
         it.membership.trouble(PEER)
-        await trio.sleep(1)
-        assert it.names() == ["leave", "stay"]
+        await comes_to(it.names, ["leave", "stay"])
 
 
 async def test_an_engine_that_says_leaving_unasked_disturbs_nothing(autojump_clock: trio.testing.MockClock) -> None:
     async with world() as it:
         it.membership.leaving(PEER, True, True, [])
-        await trio.sleep(1)
+        await pass_time(1)
         assert (it.done, it.asked) == ([], [])
 
 
@@ -359,7 +342,7 @@ async def test_what_a_learner_has_is_told_until_it_is_answered(
         it.answers = [error] * 5 + [{"joined": 1, "version": 4}]
         with capture_logs() as lines:
             it.membership.learned(PEER, [(9, 0, 12)], 4096)
-            await trio.sleep(60)
+            await pass_time(60)
         assert it.asked == [("sds.learned", {"learner": PEER, "chunks": [[9, 0, 12]], "resync_bytes": 4096})] * 6
         assert it.asked_at[-1] - it.asked_at[0] >= 5 * ASK_AGAIN_SECONDS
         assert len(lines) == 1
@@ -372,23 +355,23 @@ async def test_news_of_a_learner_that_comes_meanwhile_goes_with_the_next_call(
         it.gate = trio.Event()
         it.answers = [{"joined": 1, "version": 4}] * 9
         it.membership.learned(PEER, [(9, 0, 12)], 4096)
-        await trio.sleep(0.1)
+        await poll_until_async(lambda: it.asked)
         it.membership.learned(PEER, [(9, 1, 3)], 5000)
         it.membership.learned(PEER, [(9, 0, 13)], 6000)
         it.membership.learned(3, [(9, 5, 1)], 7000)
-        await trio.sleep(0.1)
+        await poll_until_async(lambda: len(it.asked) == 2)
         it.gate.set()
-        await trio.sleep(0.9 * LEARNED_PAUSE_SECONDS)
+        await pass_time(0.9 * LEARNED_PAUSE_SECONDS)
         assert [params for _, params in it.asked] == [
             {"learner": PEER, "chunks": [[9, 0, 12]], "resync_bytes": 4096},
             {"learner": 3, "chunks": [[9, 5, 1]], "resync_bytes": 7000},
         ]
-        await trio.sleep(0.2 * LEARNED_PAUSE_SECONDS)
+        await pass_time(0.2 * LEARNED_PAUSE_SECONDS)
         assert [params for _, params in it.asked[2:]] == [
             {"learner": PEER, "chunks": [[9, 0, 13], [9, 1, 3]], "resync_bytes": 7000},
         ]
         it.membership.learned(PEER, [(9, 0, 14)], 8000)
-        await trio.sleep(LEARNED_PAUSE_SECONDS)
+        await pass_time(LEARNED_PAUSE_SECONDS)
         assert it.asked[-1][1] == {"learner": PEER, "chunks": [[9, 0, 14]], "resync_bytes": 8000}
 
 
@@ -396,16 +379,14 @@ async def test_a_great_many_chunks_go_in_several_calls(autojump_clock: trio.test
     async with world() as it:
         it.answers = [{"joined": 1, "version": 4}] * 9
         it.membership.learned(PEER, [(9, chunk, 1) for chunk in range(CHUNKS_PER_CALL_MAX + 1)], 0)
-        await trio.sleep(0.1)
-        assert [len(params["chunks"]) for _, params in it.asked] == [CHUNKS_PER_CALL_MAX, 1]
+        await comes_to(lambda: [len(params["chunks"]) for _, params in it.asked], [CHUNKS_PER_CALL_MAX, 1])
 
 
 async def test_a_learner_that_is_lost_is_taken_out_until_it_is_answered(autojump_clock: trio.testing.MockClock) -> None:
     async with world() as it:
         it.answers = [UnreachableError("gone"), InvalidError("odd"), answer(left=1)]
         it.membership.learner_lost(PEER, [CHUNK, OTHER])
-        await trio.sleep(10)
-        assert it.asked == [("sds.leave_out", ASKED | {"chunks": [[9, 0], [9, 1]]})] * 3
+        await comes_to(lambda: it.asked, [("sds.leave_out", ASKED | {"chunks": [[9, 0], [9, 1]]})] * 3)
         assert it.done == []
 
 
@@ -415,18 +396,18 @@ async def test_what_a_lost_learner_has_is_told_no_more(autojump_clock: trio.test
         away = ConflictError("not connected")
         it.answers = [away, answer(left=1), away, away, answer(left=1)]
         it.membership.learned(PEER, [(*CHUNK, 12), (*OTHER, 3)], 4096)
-        await trio.sleep(0.1)
+        await pass_time(0.1)
         it.membership.learner_lost(PEER, [CHUNK])
-        await trio.sleep(1)
+        await pass_time(1)
         it.membership.learner_lost(PEER, [OTHER])
-        await trio.sleep(1)
+        await pass_time(1)
         asked = [params["chunks"] for method, params in it.asked if method == "sds.learned"]
         assert asked[0] == [[9, 0, 12], [9, 1, 3]]
         assert asked[1:] == [[[9, 1, 3]]] * 2
         count = len(it.asked)
         it.answers = [{"joined": 1, "version": 5}]
         it.membership.learned(PEER, [(*CHUNK, 14)], 4096)
-        await trio.sleep(10)
+        await pass_time(10)
         assert [params for _, params in it.asked[count:]] == [
             {"learner": PEER, "chunks": [[9, 0, 14]], "resync_bytes": 4096}
         ]
@@ -439,11 +420,10 @@ async def test_a_learner_that_is_lost_while_the_mdm_answers_is_no_surprise(
         it.gate = trio.Event()
         it.answers = [{"joined": 1, "version": 5}, answer(left=1)]
         it.membership.learned(PEER, [(*CHUNK, 12)], 4096)
-        await trio.sleep(0.1)
+        await poll_until_async(lambda: it.asked)
         it.membership.learner_lost(PEER, [CHUNK])
         it.gate.set()
-        await trio.sleep(10)
-        assert [method for method, _ in it.asked] == ["sds.learned", "sds.leave_out"]
+        await comes_to(lambda: [method for method, _ in it.asked], ["sds.learned", "sds.leave_out"])
 
 
 async def test_what_a_disk_cannot_keep_is_given_over_to_each_peer(autojump_clock: trio.testing.MockClock) -> None:
@@ -452,9 +432,9 @@ async def test_what_a_disk_cannot_keep_is_given_over_to_each_peer(autojump_clock
         it.gate = trio.Event()
         for _ in range(5):  # the engine says it again until the map has changed
             it.membership.lost([(*CHUNK, PEER, INCARNATION), (*OTHER, PEER, INCARNATION), (*CHUNK, 3, 8)])
-            await trio.sleep(0.2)
+            await pass_time(0.2)
         it.gate.set()
-        await trio.sleep(1)
+        await pass_time(1)
         asked = [
             {"peer": PEER, "incarnation": INCARNATION, "chunks": [[9, 0], [9, 1]]},
             {"peer": 3, "incarnation": 8, "chunks": [[9, 0]]},
@@ -468,7 +448,7 @@ async def test_the_mdm_is_asked_again_to_take_chunks_back(autojump_clock: trio.t
         with capture_logs() as lines:
             for _ in range(7):
                 it.membership.lost([(*CHUNK, PEER, INCARNATION)])
-                await trio.sleep(0.2)
+                await pass_time(0.2)
         assert len(it.asked) == 3
         assert [line["reason"] for line in lines] == ["gone", "restarted"]
 
@@ -477,8 +457,7 @@ async def test_a_peer_whose_disk_refuses_is_left_out_of_those_chunks(autojump_cl
     async with world() as it:
         it.answers = [answer(left=1)]
         it.membership.copy_refused(PEER, [CHUNK])
-        await trio.sleep(1)
-        assert it.asked == [("sds.leave_out", ASKED | {"chunks": [[9, 0]]})]
+        await comes_to(lambda: it.asked, [("sds.leave_out", ASKED | {"chunks": [[9, 0]]})])
 
 
 async def test_a_chunk_that_is_lost_again_while_the_mdm_answers_is_told_again(
@@ -488,8 +467,7 @@ async def test_a_chunk_that_is_lost_again_while_the_mdm_answers_is_told_again(
         it.gate = trio.Event()
         it.answers = [answer(left=1)] * 2
         it.membership.learner_lost(PEER, [CHUNK])
-        await trio.sleep(0.1)
+        await poll_until_async(lambda: it.asked)
         it.membership.learner_lost(PEER, [CHUNK])
         it.gate.set()
-        await trio.sleep(10)
-        assert len(it.asked) == 2
+        await comes_to(lambda: len(it.asked), 2)

@@ -15,6 +15,7 @@ import trio.testing
 from pfvol.constants import SEGMENT_ENTRY_FORMAT
 from pfvol.errors import ConflictError, NotFoundError, ProtocolError, UnreachableError
 from pfvol.sds.segments import SEGMENT_MAP_BYTES, Push, Segments
+from tests.support.waiting import comes_to, pass_time
 
 US, VOLUME = 1, 9
 SETTLED = 0.005
@@ -200,7 +201,7 @@ async def test_what_was_missed_holds_the_version_back_until_all_is_fetched(
         for segment in range(20):
             it.mdm.change(segment)
             it.fetch(segment)
-        await trio.sleep(1)
+        await comes_to(lambda: len(it.engine.segments), 20)
         it.segments.pushed(Push(it.mdm.version, it.mdm.version, []))
         for segment in range(20):  # nobody is told
             it.mdm.change(segment)
@@ -208,11 +209,9 @@ async def test_what_was_missed_holds_the_version_back_until_all_is_fetched(
         it.mdm.at_once_max = 0
         it.register()
         it.segments.pushed(it.mdm.change(7))
-        await trio.sleep(1)
-        assert it.engine.version == 20
+        await comes_to(lambda: it.engine.version, 20)
         it.mdm.gate.set()
-        await trio.sleep(1)
-        assert it.engine.version == 41
+        await comes_to(lambda: it.engine.version, 41)
         assert it.mdm.at_once_max <= 8
         assert it.segments._stale == set()
 
@@ -236,18 +235,17 @@ async def test_an_answer_from_before_the_registration_does_not_count(autojump_cl
         it.mdm.change()
         it.mdm.gate = trio.Event()
         it.fetch()
-        await trio.sleep(1)
+        await it.settle()
         gate, it.mdm.gate = it.mdm.gate, trio.Event()
         it.mdm.change()  # missed
         it.register()
-        await trio.sleep(1)
+        await it.settle()
         gate.set()  # the answer of version 1 arrives after all
-        await trio.sleep(1)
+        await it.settle()
         assert it.engine.segments == {(VOLUME, 0): 1}
         assert it.engine.version == 0
         it.mdm.gate.set()
-        await trio.sleep(1)
-        assert (it.engine.segments, it.engine.version) == ({(VOLUME, 0): 2}, 2)
+        await comes_to(lambda: (it.engine.segments, it.engine.version), ({(VOLUME, 0): 2}, 2))
 
 
 async def test_a_registration_during_the_catching_up_begins_anew(autojump_clock: trio.testing.MockClock) -> None:
@@ -256,18 +254,17 @@ async def test_a_registration_during_the_catching_up_begins_anew(autojump_clock:
         for segment in range(20):
             it.mdm.change(segment)
             it.fetch(segment)
-        await trio.sleep(1)
+        await comes_to(lambda: len(it.engine.segments), 20)
         it.mdm.gate = trio.Event()
         it.register()
-        await trio.sleep(1)
+        await it.settle()
         it.mdm.away = True
         it.mdm.gate.set()
-        await trio.sleep(1)
+        await it.settle()
         it.mdm.away = False
         it.mdm.change(5)
         it.register()
-        await trio.sleep(1)
-        assert it.engine.version == 21
+        await comes_to(lambda: it.engine.version, 21)
         assert it.engine.segments[VOLUME, 5] == 2
 
 
@@ -291,14 +288,13 @@ async def test_an_answer_that_cannot_be_used_replaces_nothing_and_is_asked_for_a
         it.register()
         it.mdm.change()
         it.fetch()
-        await trio.sleep(1)
+        await comes_to(lambda: it.engine.segments, {(VOLUME, 0): 1})
         it.mdm.change()
         it.mdm.failing = [error, error]
         it.register()
-        await trio.sleep(0.01)
+        await it.settle()
         assert (it.engine.segments, it.engine.version) == ({(VOLUME, 0): 1}, 0)
-        await trio.sleep(5)
-        assert (it.engine.segments, it.engine.version) == ({(VOLUME, 0): 2}, 2)
+        await comes_to(lambda: (it.engine.segments, it.engine.version), ({(VOLUME, 0): 2}, 2))
 
 
 async def test_a_volume_that_is_gone_holds_nothing_back(autojump_clock: trio.testing.MockClock) -> None:
@@ -307,12 +303,11 @@ async def test_a_volume_that_is_gone_holds_nothing_back(autojump_clock: trio.tes
         for volume_id in (VOLUME, VOLUME + 1):
             it.mdm.change(0, volume_id)
             it.fetch(0, volume_id)
-        await trio.sleep(1)
+        await comes_to(lambda: len(it.engine.segments), 2)
         it.mdm.change()
         del it.mdm.maps[VOLUME, 0]
         it.register()
-        await trio.sleep(1)
-        assert (it.engine.segments, it.engine.version) == ({(VOLUME + 1, 0): 1}, 3)
+        await comes_to(lambda: (it.engine.segments, it.engine.version), ({(VOLUME + 1, 0): 1}, 3))
 
 
 async def test_what_was_forgotten_while_it_was_asked_for_does_not_come_back() -> None:
@@ -390,7 +385,7 @@ async def test_any_order_of_answers_pushes_and_sessions(seed: int, autojump_cloc
                     it.nursery.start_soon(it.segments.answer_miss, VOLUME, rng.randrange(4))
                 case 5:
                     it.mdm.gate.set()
-                    await trio.sleep(rng.random())
+                    await pass_time(rng.random())
                     it.mdm.gate = trio.Event()
                 case 6:
                     connected = it.mdm.away
@@ -399,9 +394,8 @@ async def test_any_order_of_answers_pushes_and_sessions(seed: int, autojump_cloc
                     if connected:
                         it.register()
                 case _:
-                    await trio.sleep(rng.random() / 3)
+                    await pass_time(rng.random() / 3)
         it.mdm.away = False
         it.mdm.gate.set()
         it.register()
-        await trio.sleep(10)
-        assert it.engine.version == it.mdm.version
+        await comes_to(lambda: it.engine.version, it.mdm.version)

@@ -23,6 +23,7 @@ from pfvol.sds import acceptor, segments, server, volumes
 from pfvol.sds.peers import Identity
 from pfvol.sds.segments import SEGMENT_MAP_BYTES
 from pfvol.sds.server import CATCH_UP_SECONDS, Server
+from tests.support.waiting import comes_to, pass_time, poll_until_async
 
 KEY = bytes(range(32))
 IDENTITY = Identity(bytes(32), bytes(16), 1, 4, 4)
@@ -171,15 +172,14 @@ async def test_a_capability_that_only_the_mdm_can_judge_waits_for_it_a_while(
         sds.mdm.add()
         sds.mdm.away = True
         sds.engine.say("capability", CONN, 1, VOLUME, token())
-        await trio.sleep(server.CAPABILITY_WAIT_SECONDS / 2)
+        await pass_time(server.CAPABILITY_WAIT_SECONDS / 2)
         assert sds.engine.named("grant", "refuse") == []
-        await trio.sleep(server.CAPABILITY_WAIT_SECONDS)
+        await pass_time(server.CAPABILITY_WAIT_SECONDS)
         assert sds.engine.named("grant", "refuse") == [("refuse", CONN, 1, VOLUME, wire.ST_NOT_READY)]
         sds.engine.say("capability", CONN, 2, VOLUME, token())
-        await trio.sleep(server.CAPABILITY_WAIT_SECONDS / 2)
+        await pass_time(server.CAPABILITY_WAIT_SECONDS / 2)
         sds.mdm.away = False
-        await trio.sleep(1)
-        assert [grant[2] for grant in sds.engine.named("grant")] == [2]
+        await comes_to(lambda: [grant[2] for grant in sds.engine.named("grant")], [2])
 
 
 async def test_a_mapping_made_while_a_question_was_under_way_makes_another_and_is_granted() -> None:
@@ -283,7 +283,7 @@ async def test_old_capabilities_make_one_question_each_and_not_more_than_one_a_s
         assert sds.engine.named("refuse")[-1][-1] == wire.ST_NOT_READY
         assert sds.mdm.asked["map.volume"] == 2
         sds.mdm.add(mappings=((SDC, 13, False),))
-        await trio.sleep(volumes.MAPPING_REFRESH_SECONDS)
+        await pass_time(volumes.MAPPING_REFRESH_SECONDS)
         await sds.show(token(13))
         assert sds.engine.named("grant")[-1][2] == 42
 
@@ -301,11 +301,10 @@ async def test_a_miss_of_the_engine_is_answered_when_the_mdm_is_back(autojump_cl
         sds.mdm.add()
         sds.mdm.away = True
         sds.engine.say("map_miss", VOLUME, 3)
-        await trio.sleep(5)
+        await pass_time(5)
         assert sds.engine.named("set_segment", "set_volume") == []
         sds.mdm.away = False
-        await trio.sleep(1)
-        assert ("set_segment", VOLUME, 3, entries((1, 2)), 3) in sds.engine.commands
+        await poll_until_async(lambda: ("set_segment", VOLUME, 3, entries((1, 2)), 3) in sds.engine.commands)
 
 
 async def test_a_map_that_is_doubted_again_and_again_is_asked_for_now_and_then(
@@ -314,12 +313,12 @@ async def test_a_map_that_is_doubted_again_and_again_is_asked_for_now_and_then(
     async with serving() as sds:
         sds.mdm.add()
         sds.engine.say("map_miss", VOLUME, 0)
-        await trio.sleep(0.4 * segments.MAP_REFRESH_SECONDS)
+        await pass_time(0.4 * segments.MAP_REFRESH_SECONDS)
         assert len(sds.engine.named("set_segment")) == 1
         sds.engine.say("map_miss", VOLUME, 0)
-        await trio.sleep(0.4 * segments.MAP_REFRESH_SECONDS)
+        await pass_time(0.4 * segments.MAP_REFRESH_SECONDS)
         assert len(sds.engine.named("set_segment")) == 1
-        await trio.sleep(0.4 * segments.MAP_REFRESH_SECONDS)
+        await pass_time(0.4 * segments.MAP_REFRESH_SECONDS)
         assert len(sds.engine.named("set_segment")) == 2
 
 
@@ -432,7 +431,7 @@ async def test_a_failed_device_is_kept_for_the_report() -> None:
 
 async def test_the_engine_checkpoints_in_time(autojump_clock: trio.testing.MockClock) -> None:
     async with serving() as sds:
-        await trio.sleep(3.5 * CHECKPOINT_SECONDS)
+        await pass_time(3.5 * CHECKPOINT_SECONDS)
         assert len(sds.engine.named("checkpoint")) == 3
 
 
@@ -485,12 +484,11 @@ async def test_a_volume_that_nobody_uses_is_copied_all_the_same(autojump_clock: 
         sds.mdm.away = True
         await sds.server.map_changed(pushed(5, [VOLUME, 99, entries((2, 1))]))
         await sds.server.map_changed(pushed(6, [VOLUME, 98, entries((2, 1))]))
-        await trio.sleep(5)
+        await pass_time(5)
         assert sds.engine.named("set_volume") == []
         sds.mdm.away = False
-        await trio.sleep(5)
+        await comes_to(lambda: sorted(command[2] for command in sds.engine.named("set_segment")), list(range(100)))
         assert sds.engine.named("set_volume") == [("set_volume", VOLUME, 100 * SEGMENT, False, False, POOL)]
-        assert sorted(command[2] for command in sds.engine.named("set_segment")) == list(range(100))
 
 
 async def test_a_volume_that_nobody_uses_is_known_from_the_start_when_it_is_copied(
@@ -499,9 +497,8 @@ async def test_a_volume_that_nobody_uses_is_known_from_the_start_when_it_is_copi
     async with serving() as sds:
         sds.mdm.add(size_bytes=100 * SEGMENT, mappings=())
         sds.server.registered({**REPLY, "learning": [VOLUME]})
-        await trio.sleep(5)
+        await comes_to(lambda: sorted(command[2] for command in sds.engine.named("set_segment")), list(range(100)))
         assert len(sds.engine.named("set_volume")) == 1
-        assert sorted(command[2] for command in sds.engine.named("set_segment")) == list(range(100))
 
 
 async def test_a_change_of_the_map_is_not_confirmed_while_others_are_missing(
@@ -523,7 +520,7 @@ async def test_a_change_of_the_map_is_not_confirmed_while_others_are_missing(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(change)
-            await trio.sleep(5)
+            await pass_time(5)
             assert (confirmed, sds.engine.named("set_map_version")) == (False, [("set_map_version", 4)])
             sds.mdm.held["map.segment"].set()
         assert sds.engine.named("set_map_version")[1:] == [("set_map_version", 6)]
@@ -537,7 +534,7 @@ async def test_a_silent_peer_is_left_out(autojump_clock: trio.testing.MockClock)
         sds.engine.say("peer_silent", 2)
         await sds.settle()
         assert sds.engine.named("leave", "stay") == []  # the MDM may be new, and not have told it of the newest map yet
-        await trio.sleep(CATCH_UP_SECONDS)
+        await pass_time(CATCH_UP_SECONDS)
         sds.engine.say("peer_silent", 2)
         await sds.settle()
         assert sds.engine.named("leave", "stay") == [("leave", 2)]
